@@ -1,0 +1,311 @@
+"""The one loop: sample, screen, score, update, record.
+
+Scoring runs in other processes while this one samples the next batch and updates the policy: batch
+k + 1 is drawn, by the policy that batches up to k - 1 have made, before the scores of batch k are
+awaited. Its log-probability is that of the policy that drew it, so the ratios of the update stay
+exact. The order of events does not depend on how long anything takes, so a run that was killed
+and resumed equals one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nucleate.algorithms.memory import Guard, NoveltyBonus, diversity
+from nucleate.algorithms.ppo import PPO
+from nucleate.objectives.objective import Objective, ObjectiveResult, PendingScores
+from nucleate.policies.condition import Condition
+from nucleate.policies.tokens import Tokens
+from nucleate.policies.wyckoff import WyckoffPolicy
+from nucleate.protocols import Rollout, Status
+from nucleate.recipe import Recipe
+from nucleate.store.experience import Reward, SampledCrystal
+from nucleate.store.packing import pack_batch
+from nucleate.store.rundir import RunDirectory
+from nucleate.structures.formulas import FormulaIndex, batch_keys
+from nucleate.structures.validity import check_all
+from nucleate.structures.wyckoff import WyckoffBatch, decode
+
+STABILITY = "e_above_hull"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Submitted:
+    """A batch on its way through scoring."""
+
+    rollout: Rollout
+    digests: list[str]
+    decodable: int
+    pending: PendingScores
+    seconds_sampling: float
+
+
+class Loop:
+    """Reinforcement of one policy by one objective in one run directory.
+
+    Args:
+        recipe: what to do.
+        policy: updated in place.
+        prior: what the KL divergence is measured to.
+        objective: scores crystals; writes to the run's store.
+        condition: what sampling is held to.
+        known: formulas of the training set, for the novelty bonus and the ``new`` count.
+        run: where everything is written.
+        on_step: called with the metrics of each step.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        policy: WyckoffPolicy,
+        prior: WyckoffPolicy,
+        objective: Objective,
+        condition: Condition,
+        known: FormulaIndex,
+        run: RunDirectory,
+        *,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.recipe, self.objective, self.condition = recipe, objective, condition
+        self.policy, self.run_directory, self.on_step = policy, run, on_step
+        settings = recipe.algorithm
+        self.algorithm = PPO(policy, prior, settings)
+        self.bonus = NoveltyBonus(known, settings.novelty_bonus, settings.novelty_uses)
+        self.guard = Guard(settings.guard)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.step, self.seconds = 0, 0.0
+        self._next: _Submitted | None = None
+        self._resumed_tokens: dict[str, Any] | None = None
+
+    @property
+    def store(self) -> Any:
+        """The run's store."""
+        return self.objective.store
+
+    # the loop -----------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Go on to the end of the budget.
+
+        Returns:
+            Why the run stopped.
+        """
+        if self._next is None and self._resumed_tokens is not None:
+            restored = self._restored_rollout(self._resumed_tokens)
+            self._next = self._submit(restored, self.step, 0.0)
+            self._resumed_tokens = None
+        clock = time.monotonic()
+        reason = self._exhausted(0)
+        while not reason:
+            if self._next is None:
+                self._next = self._sample_and_submit(self.step)
+            current, self._next = self._next, None
+            if not self._exhausted(len(current.rollout)):
+                self._next = self._sample_and_submit(self.step + 1)
+            stop = self._finish(current)
+            self.step += 1
+            self.seconds += time.monotonic() - clock
+            clock = time.monotonic()
+            reason = stop or self._exhausted(0) or ("" if self._next else "budget spent")
+            if reason or self.step % self.recipe.output.checkpoint_every == 0:
+                self.checkpoint()
+        logger.info("stopped after %d steps: %s", self.step, reason)
+        return reason
+
+    def _exhausted(self, in_flight: int) -> str:
+        """Which limit leaves no room for another batch beside what is in flight."""
+        budget = self.recipe.budget
+        steps = self.step + (1 if in_flight else 0)
+        if budget.steps is not None and steps >= budget.steps:
+            return f"{budget.steps} steps done"
+        if budget.evaluations is not None:
+            spent = self.objective.evaluations_spent() + in_flight
+            if spent + budget.batch_size > budget.evaluations:
+                return f"{self.objective.evaluations_spent()} evaluations spent"
+        if budget.minutes is not None and self.seconds >= 60 * budget.minutes:
+            return f"{budget.minutes:g} minutes passed"
+        return ""
+
+    def _sample_and_submit(self, step: int) -> _Submitted:
+        started = time.monotonic()
+        rollout = self.policy.sample(self.recipe.budget.batch_size, self.condition, self.generator)
+        return self._submit(rollout, step, time.monotonic() - started)
+
+    def _submit(self, rollout: Rollout, step: int, seconds: float) -> _Submitted:
+        """Screen a batch and hand what is a crystal to the objective."""
+        structures, reasons = decode(rollout.batch)
+        decodable = sum(structure is not None for structure in structures)
+        invalid = check_all(structures)
+        screened = [
+            None if why else structure for structure, why in zip(structures, invalid, strict=True)
+        ]
+        reasons = [first or second for first, second in zip(reasons, invalid, strict=True)]
+        digests = [rollout.batch.digest(i) for i in range(len(rollout))]
+        pending = self.objective.submit(screened, digests, step=step, reasons=reasons)
+        return _Submitted(rollout, digests, decodable, pending, seconds)
+
+    def _finish(self, current: _Submitted) -> str:
+        """Await scores, update, record; returns why the guard stops the run, or nothing."""
+        waiting = time.monotonic()
+        result = current.pending.result()
+        batch = current.rollout.batch
+        stable = self._stable(result)
+        bonus, new = self.bonus(batch_keys(batch), stable)
+        reward = result.reward + bonus
+        updating = time.monotonic()
+        learnt = self.algorithm.update(current.rollout, reward, self.generator)
+        done = time.monotonic()
+        measured = diversity(batch)
+        metrics = self._metrics(current, result, reward, stable, new) | learnt | measured
+        timings = {
+            "seconds_sampling": current.seconds_sampling,
+            "seconds_waiting": updating - waiting,
+            "seconds_updating": done - updating,
+        }
+        formulas = [batch.formula(i) for i in range(len(batch))]
+        self.store.record_step(
+            self.step,
+            [
+                SampledCrystal(digest, int(group), formula, tokens, float(log_prob))
+                for digest, group, formula, tokens, log_prob in zip(
+                    current.digests,
+                    batch.space_group,
+                    formulas,
+                    pack_batch(batch),
+                    current.rollout.log_prob,
+                    strict=True,
+                )
+            ],
+            [
+                Reward(float(r), float(b), status, reason)
+                for r, b, status, reason in zip(
+                    reward, bonus, result.status, result.reason, strict=True
+                )
+            ],
+            metrics,
+            timings=timings,
+        )
+        self.run_directory.log(self.step, metrics | timings)
+        if self.on_step is not None:
+            best = np.argsort(-reward, kind="stable")[:3]
+            shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
+            self.on_step(metrics | timings | {"step": self.step, "best": shown})
+        return self._judge(self.guard(measured))
+
+    def _judge(self, collapsed: str) -> str:
+        """Act on what the guard saw."""
+        if not collapsed:
+            return ""
+        action = self.recipe.algorithm.guard.action
+        if action == "stop":
+            return f"collapse: {collapsed}"
+        if action == "widen":
+            self.algorithm.widen()
+            self.guard.recent.clear()
+        logger.warning("collapse: %s", collapsed)
+        return ""
+
+    def _stable(self, result: ObjectiveResult) -> np.ndarray:
+        """(B,) bool: stable where the objective knows stability, scored at all where not."""
+        scores = result.scores.get(STABILITY)
+        if scores is None:
+            return result.ok
+        with np.errstate(invalid="ignore"):
+            return result.ok & (scores.value < self.recipe.evaluation.stable_below)
+
+    def _metrics(
+        self,
+        current: _Submitted,
+        result: ObjectiveResult,
+        reward: np.ndarray,
+        stable: np.ndarray,
+        new: np.ndarray,
+    ) -> dict[str, Any]:
+        size = len(reward)
+        valid = size - sum(status is Status.INVALID for status in result.status)
+        metrics: dict[str, Any] = {
+            "evaluations": self.objective.evaluations_spent(),
+            "reward": float(reward.mean()),
+            "objective": float(result.reward.mean()),
+            "valid": valid / size,
+            "scored": float(result.ok.mean()),
+            "stable": float(stable.mean()),
+            "new": float(new.mean()),
+            "funnel": {
+                "sampled": size,
+                "decodable": current.decodable,
+                "valid": valid,
+                "scored": int(result.ok.sum()),
+                "stable": int(stable.sum()),
+                "new": int(new.sum()),
+            },
+            "failures": {k: v for k, v in result.counts.items() if k != "ok"},
+            "elements": dict(
+                Counter(
+                    int(z) for row in current.rollout.batch.species for z in np.unique(row[row > 0])
+                )
+            ),
+        }
+        for name, scores in result.scores.items():
+            values = scores.value[scores.ok]
+            metrics[f"median_{name}"] = float(np.median(values)) if len(values) else None
+        return metrics
+
+    # checkpoints --------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write all that a resumed run needs."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "algorithm": self.algorithm.state_dict(),
+            "bonus": self.bonus.state_dict(),
+            "guard": self.guard.state_dict(),
+            "generator": self.generator.get_state(),
+            "next": None if self._next is None else _pack_rollout(self._next.rollout),
+        }
+        self.run_directory.checkpoint(self.step - 1, state)
+
+    def restore(self) -> int:
+        """Go back to the newest checkpoint of the run directory, or to the start.
+
+        Returns:
+            Steps that are done.
+        """
+        checkpoint = self.run_directory.latest_checkpoint()
+        last = -1 if checkpoint is None else checkpoint.step
+        self.store.rollback(last)
+        self.run_directory.truncate_log(last)
+        if checkpoint is not None:
+            state = checkpoint.state
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.algorithm.load_state_dict(state["algorithm"])
+            self.bonus.load_state_dict(state["bonus"])
+            self.guard.load_state_dict(state["guard"])
+            self.generator.set_state(state["generator"])
+            self._resumed_tokens = state["next"]
+        return self.step
+
+    def _restored_rollout(self, packed: dict[str, Any]) -> Rollout:
+        batch = WyckoffBatch(**{k: np.asarray(v) for k, v in packed["batch"].items()})
+        tokens = Tokens(**{k: torch.as_tensor(v) for k, v in packed["tokens"].items()})
+        trace = {"tokens": tokens, "condition": self.condition}
+        return Rollout(batch, torch.as_tensor(packed["log_prob"]), trace)
+
+
+def _pack_rollout(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "batch": dict(vars(rollout.batch)),
+        "tokens": dict(vars(rollout.trace["tokens"])),
+        "log_prob": rollout.log_prob,
+    }

@@ -1,0 +1,1 @@
+"""Stable, unique, novel: what a set of crystals is worth."""

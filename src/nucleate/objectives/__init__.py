@@ -1,0 +1,1 @@
+"""From properties to one reward."""

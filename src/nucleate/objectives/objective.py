@@ -1,0 +1,500 @@
+"""The objective: from crystals to one reward each, with every raw value kept.
+
+    dedupe by digest -> cache -> evaluate -> record -> shape -> combine
+
+Evaluation runs beside the caller: :meth:`Objective.submit` returns at once and
+:meth:`PendingScores.result` waits, so that scoring overlaps with sampling and updating. Results
+must be taken in the order of submission. A crystal that is being evaluated for an earlier
+submission is not evaluated again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from nucleate import plugins
+from nucleate.errors import NucleateError, RecipeError
+from nucleate.objectives.settings import Combine, ObjectiveSettings
+from nucleate.objectives.shaping import Shaping
+from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.store.experience import Evaluation, ExperienceStore
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+_HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
+
+
+@dataclass(frozen=True)
+class Term:
+    """A property, how its value becomes a score, and its weight in the combination."""
+
+    property: Property
+    shaping: Shaping
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ObjectiveResult:
+    """What the objective says of B crystals, order kept.
+
+    Attributes:
+        reward: (B,) float64, always finite.
+        scores: raw values by property.
+        shaped: (B,) scores of each term by ``property`` (``property#2`` where a property stands
+            in several terms); NaN where there is no value.
+        status: B statuses; the first term that failed decides.
+        reason: B strings, empty where OK.
+        spent: evaluations charged to this step, by property.
+        reused: distinct crystals whose value was known, by property.
+    """
+
+    reward: np.ndarray
+    scores: Mapping[str, Scores]
+    shaped: Mapping[str, np.ndarray]
+    status: list[Status]
+    reason: list[str]
+    spent: Mapping[str, int] = field(default_factory=dict)
+    reused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> np.ndarray:
+        """(B,) bool, True where every term has a value."""
+        return np.array([status is Status.OK for status in self.status], dtype=bool)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Crystals by ``ok`` or ``status: reason``, the most frequent first.
+
+        Of a reason, what stands before its first colon counts; what follows is detail.
+        """
+        labels = (
+            "ok" if status is Status.OK else f"{status.value}: {reason.partition(':')[0]}"
+            for status, reason in zip(self.status, self.reason, strict=True)
+        )
+        return dict(Counter(labels).most_common())
+
+
+@dataclass
+class _Work:
+    """The evaluation of one property for one submission."""
+
+    property: Property
+    known: dict[str, Evaluation]
+    borrowed: dict[str, _Work]
+    future: Future[dict[str, Evaluation]] | None
+    asked: list[str]
+    step: int
+    spent: int = 0
+    recorded: dict[str, Evaluation] | None = None
+
+
+class PendingScores:
+    """Crystals on their way through the objective."""
+
+    def __init__(
+        self, objective: Objective, digests: list[str], status: list[Status], reason: list[str]
+    ) -> None:
+        self._objective = objective
+        self._digests = digests
+        self._status, self._reason = status, reason
+        self._works: dict[str, _Work] = {}
+        self._result: ObjectiveResult | None = None
+
+    def done(self) -> bool:
+        """True if :meth:`result` would not wait."""
+        return all(w.future is None or w.future.done() for w in self._works.values())
+
+    def result(self) -> ObjectiveResult:
+        """Wait, record what was computed, shape and combine.
+
+        Raises:
+            NucleateError: a property failed on everything it was given.
+            StorageError: the values can't be recorded.
+        """
+        if self._result is None:
+            scores = {}
+            for name, work in self._works.items():
+                evaluations = self._objective._collect(work)
+                scores[name] = self._scores(evaluations)
+            self._result = self._objective._combine(scores, self._status, self._reason)
+            self._result = ObjectiveResult(
+                **{
+                    **vars(self._result),
+                    "spent": {name: work.spent for name, work in self._works.items()},
+                    "reused": {
+                        name: len(set(work.asked)) - work.spent
+                        for name, work in self._works.items()
+                    },
+                }
+            )
+        return self._result
+
+    def _scores(self, evaluations: Mapping[str, Evaluation]) -> Scores:
+        """Spread evaluations by digest over the B crystals."""
+        value = np.full(len(self._digests), np.nan)
+        status, reason = list(self._status), list(self._reason)
+        columns = {name for evaluation in evaluations.values() for name in evaluation.extra}
+        extra = {name: np.full(len(self._digests), np.nan) for name in sorted(columns)}
+        for i, digest in enumerate(self._digests):
+            if status[i] is not Status.OK:
+                continue
+            evaluation = evaluations[digest]
+            value[i], status[i], reason[i] = evaluation.value, evaluation.status, evaluation.reason
+            for name, number in evaluation.extra.items():
+                extra[name][i] = number
+        return Scores(value, status, reason, extra)
+
+
+class Objective:
+    """Shaped properties and how they combine.
+
+    Args:
+        terms: at least one.
+        combine: ``mean`` and ``weighted`` (arithmetic), ``product``, ``min``, ``geometric``
+            (weighted), or ``chebyshev``: minus the largest weighted distance of a term from the
+            best score of its shaping.
+        failure_penalty: reward of a crystal without a value for some term; by default the lowest
+            reward that a crystal with values can get.
+        store: cache and record; one in memory by default.
+
+    Example:
+        >>> objective = Objective([Term(Density(), Linear(type="linear", low=1, high=20))])
+        >>> objective.score(structures, digests).reward
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        combine: Combine = "mean",
+        failure_penalty: float | None = None,
+        store: ExperienceStore | None = None,
+    ) -> None:
+        if not terms:
+            raise RecipeError("An objective needs at least one term.")
+        self.terms = tuple(terms)
+        self.combine = combine
+        self.properties: dict[str, Property] = {}
+        for term in self.terms:
+            known = self.properties.setdefault(term.property.name, term.property)
+            if known.key != term.property.key:
+                raise RecipeError(
+                    f"Two different properties are called {known.name!r}.",
+                    f"Their keys are {known.key!r} and {term.property.key!r}.",
+                    "Rename one of them.",
+                )
+        self.store = store if store is not None else ExperienceStore(":memory:")
+        self.range = self._range()
+        penalty = self.range[0] if failure_penalty is None else float(failure_penalty)
+        if not math.isfinite(penalty):
+            raise RecipeError("failure_penalty must be a finite number.")
+        self.failure_penalty = penalty
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._running: dict[str, dict[str, _Work]] = {name: {} for name in self.properties}
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: ObjectiveSettings,
+        store: ExperienceStore | None = None,
+        *,
+        properties: Mapping[str, Property] | None = None,
+        resources: Mapping[str, Any] | None = None,
+        base: Path = Path(),
+    ) -> Self:
+        """Build an objective from a recipe.
+
+        Args:
+            settings: terms and combination.
+            store: cache and record.
+            properties: properties made already, by the name that the recipe uses.
+            resources: what properties may ask for by parameter name, such as ``pool``.
+            base: folder that ``path.py:function`` is relative to beside the working directory.
+
+        Raises:
+            RecipeError: an unknown property or setting.
+        """
+        made: dict[str, Property] = dict(properties or {})
+        for term in settings.terms:
+            if term.property not in made:
+                made[term.property] = make_property(
+                    term.property, term.settings, resources=resources, base=base
+                )
+        terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
+        return cls(terms, settings.combine, settings.failure_penalty, store)
+
+    @property
+    def costliest(self) -> Property:
+        """The property whose evaluations are the budget."""
+        order = list(CostClass)
+        return max(self.properties.values(), key=lambda prop: order.index(prop.cost))
+
+    def evaluations_spent(self) -> int:
+        """Evaluations of the costliest property so far."""
+        return self.store.evaluations_spent(self.costliest.name)
+
+    def score(
+        self,
+        structures: Sequence[Structure | None],
+        digests: Sequence[str],
+        *,
+        step: int = 0,
+        reasons: Sequence[str] | None = None,
+        precomputed: Mapping[str, Scores] | None = None,
+    ) -> ObjectiveResult:
+        """Rewards of B crystals; see :meth:`submit`."""
+        return self.submit(
+            structures, digests, step=step, reasons=reasons, precomputed=precomputed
+        ).result()
+
+    def submit(
+        self,
+        structures: Sequence[Structure | None],
+        digests: Sequence[str],
+        *,
+        step: int = 0,
+        reasons: Sequence[str] | None = None,
+        precomputed: Mapping[str, Scores] | None = None,
+    ) -> PendingScores:
+        """Start evaluating B crystals.
+
+        Args:
+            structures: B structures, None where a crystal could not be decoded or was screened.
+            digests: B content hashes; equal hashes mean equal crystals.
+            step: step that is charged.
+            reasons: B strings, why a structure is None.
+            precomputed: values known from elsewhere, by property; they are recorded too.
+        """
+        size = len(structures)
+        if len(digests) != size or (reasons is not None and len(reasons) != size):
+            raise ValueError(
+                f"{size} structures, {len(digests)} digests, or reasons of other length"
+            )
+        status = [Status.INVALID if s is None else Status.OK for s in structures]
+        reason = [
+            "" if s is not None else (reasons[i] if reasons and reasons[i] else "undecodable")
+            for i, s in enumerate(structures)
+        ]
+        first: dict[str, int] = {}
+        for i, (digest, structure) in enumerate(zip(digests, structures, strict=True)):
+            if structure is not None:
+                first.setdefault(digest, i)
+        pending = PendingScores(self, list(digests), status, reason)
+        for name, prop in self.properties.items():
+            given = (precomputed or {}).get(name)
+            pending._works[name] = self._start(prop, structures, first, step, given)
+        return pending
+
+    def close(self) -> None:
+        """Stop the threads that wait for evaluations."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.clear()
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def _start(
+        self,
+        prop: Property,
+        structures: Sequence[Structure | None],
+        first: Mapping[str, int],
+        step: int,
+        given: Scores | None,
+    ) -> _Work:
+        known = self.store.lookup(first, prop.key)
+        running = self._running[prop.name]
+        borrowed = {d: running[d] for d in first if d not in known and d in running}
+        missing = [d for d in first if d not in known and d not in borrowed]
+        future: Future[dict[str, Evaluation]] | None = None
+        if given is not None:
+            if len(given) != len(structures):
+                raise ValueError(f"{len(given)} precomputed values, {len(structures)} structures")
+            rows = [first[d] for d in missing]
+            future = Future()
+            future.set_result(dict(zip(missing, _evaluations(given, rows, 0.0), strict=True)))
+        elif missing:
+            chosen = [s for d in missing if (s := structures[first[d]]) is not None]
+            if prop.name not in self._threads:
+                self._threads[prop.name] = ThreadPoolExecutor(1, f"nucleate-{prop.name}")
+            future = self._threads[prop.name].submit(_evaluate, prop, missing, chosen)
+        work = _Work(prop, known, borrowed, future, list(first), step)
+        running.update(dict.fromkeys(missing, work))
+        return work
+
+    def _collect(self, work: _Work) -> dict[str, Evaluation]:
+        """Evaluations of all digests asked for, recorded; waits."""
+        if work.recorded is None:
+            prop = work.property
+            lent = {d: self._collect(other)[d] for d, other in work.borrowed.items()}
+            running = self._running[prop.name]
+            try:
+                fresh = work.future.result() if work.future is not None else {}
+                work.spent = self.store.record(
+                    work.step, prop.key, fresh, name=prop.name, unit=prop.unit, reused=work.known
+                )
+            finally:
+                for digest in [d for d, owner in running.items() if owner is work]:
+                    del running[digest]
+            work.recorded = {**work.known, **lent, **fresh}
+        return work.recorded
+
+    # -- combination ---------------------------------------------------------------------------
+
+    def _range(self) -> tuple[float, float]:
+        low, high = (np.array(ends) for ends in zip(*(t.shaping.range for t in self.terms)))
+        if self.combine in ("product", "geometric") and low.min() < 0:
+            raise RecipeError(
+                f"'{self.combine}' needs scores of 0 and more.",
+                f"A shaping here reaches {low.min():g}.",
+                "Use shapings with range [0, 1], such as 'linear' or 'sigmoid'.",
+            )
+        lowest, highest = self._combined(np.stack([low, high], axis=1))
+        return float(lowest), float(highest)
+
+    def _combined(self, shaped: np.ndarray) -> np.ndarray:
+        """Rewards (B,) from scores (T, B)."""
+        weight = np.array([term.weight for term in self.terms])[:, None]
+        combined: np.ndarray
+        match self.combine:
+            case "mean":
+                combined = shaped.mean(axis=0)
+            case "weighted":
+                combined = (weight * shaped).sum(axis=0) / weight.sum()
+            case "product":
+                combined = shaped.prod(axis=0)
+            case "min":
+                combined = shaped.min(axis=0)
+            case "geometric":
+                with np.errstate(divide="ignore"):
+                    logs = np.log(shaped)
+                combined = np.exp((weight * logs).sum(axis=0) / weight.sum())
+            case "chebyshev":
+                best = np.array([term.shaping.range[1] for term in self.terms])[:, None]
+                combined = -(weight / weight.max() * (best - shaped)).max(axis=0)
+        return combined
+
+    def _combine(
+        self, scores: Mapping[str, Scores], status: Sequence[Status], reason: Sequence[str]
+    ) -> ObjectiveResult:
+        shaped: dict[str, np.ndarray] = {}
+        final_status, final_reason = list(status), list(reason)
+        for term in self.terms:
+            name, number = term.property.name, 1
+            while (label := name if number == 1 else f"{name}#{number}") in shaped:
+                number += 1
+            shaped[label] = np.asarray(term.shaping(scores[name].value), dtype=np.float64)
+        for prop_scores in scores.values():
+            for i, entry in enumerate(prop_scores.status):
+                if final_status[i] is Status.OK and entry is not Status.OK:
+                    final_status[i], final_reason[i] = entry, prop_scores.reason[i]
+        ok = np.array([entry is Status.OK for entry in final_status], dtype=bool)
+        reward = np.full(len(ok), self.failure_penalty)
+        if ok.any():
+            reward[ok] = self._combined(np.stack([column[ok] for column in shaped.values()]))
+        return ObjectiveResult(reward, dict(scores), shaped, final_status, final_reason)
+
+
+def make_property(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    resources: Mapping[str, Any] | None = None,
+    base: Path = Path(),
+) -> Property:
+    """A property by name or ``path.py:function``.
+
+    Args:
+        name: name of a plug-in, or a file and function.
+        settings: its settings.
+        resources: objects handed to those of its parameters that have these names.
+        base: folder that a file is relative to beside the working directory.
+
+    Raises:
+        RecipeError: unknown name or setting.
+        InputError: the file can't be run.
+    """
+    import inspect
+
+    resources = resources or {}
+    if plugins.is_custom(name):
+        from nucleate.properties.custom import CustomProperty
+
+        plugins.check_custom_settings(settings or {}, f"property {name!r}")
+        path, function = plugins.custom_path(name, base, f"property {name!r}")
+        return CustomProperty.from_file(
+            path, function, pool=resources.get("pool"), **dict(settings or {})
+        )
+    parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
+    shared = {key: value for key, value in resources.items() if key in parameters}
+    made: Property = plugins.create(plugins.PROPERTIES, name, {**shared, **(settings or {})})
+    return made
+
+
+def _evaluate(
+    prop: Property, digests: Sequence[str], structures: Sequence[Structure]
+) -> dict[str, Evaluation]:
+    """Evaluations by digest; what raises on the whole batch is tried crystal by crystal."""
+    started = time.perf_counter()
+    try:
+        scores = _checked(prop, structures)
+    except NucleateError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a property is anybody's code
+        return dict(zip(digests, _one_by_one(prop, structures, error), strict=True))
+    seconds = (time.perf_counter() - started) / max(len(structures), 1)
+    return dict(zip(digests, _evaluations(scores, range(len(structures)), seconds), strict=True))
+
+
+def _one_by_one(
+    prop: Property, structures: Sequence[Structure], whole: Exception
+) -> list[Evaluation]:
+    evaluations, raised = [], 0
+    for structure in structures:
+        started = time.perf_counter()
+        try:
+            scores = _checked(prop, [structure])
+        except Exception as error:  # noqa: BLE001  # a property is anybody's code
+            raised += 1
+            reason = f"{prop.name} raised {type(error).__name__}: {error}"
+            evaluations.append(Evaluation(math.nan, Status.FAILED, reason))
+            continue
+        evaluations += _evaluations(scores, [0], time.perf_counter() - started)
+    if raised == len(structures) >= _HOPELESS:
+        raise NucleateError(
+            f"The property {prop.name!r} raised on each of {raised} crystals.",
+            f"{type(whole).__name__}: {whole}.",
+            "It takes a list of structures and gives one value for each; mend it and try again.",
+        ) from whole
+    return evaluations
+
+
+def _checked(prop: Property, structures: Sequence[Structure]) -> Scores:
+    scores = prop.evaluate(structures)
+    if len(scores) != len(structures):
+        raise NucleateError(
+            f"The property {prop.name!r} gave {len(scores)} values for {len(structures)} crystals.",
+            fix="A property gives one value for each crystal, in the same order.",
+        )
+    return scores
+
+
+def _evaluations(scores: Scores, rows: Sequence[int] | range, seconds: float) -> list[Evaluation]:
+    evaluations = []
+    for i in rows:
+        value, status, reason = float(scores.value[i]), scores.status[i], scores.reason[i]
+        if status is Status.OK and not math.isfinite(value):
+            status, reason = Status.FAILED, "no finite number"
+        if status is not Status.OK:
+            value = math.nan
+        extra = {name: float(column[i]) for name, column in scores.extra.items()}
+        evaluations.append(Evaluation(value, status, reason, seconds, extra))
+    return evaluations

@@ -1,0 +1,1 @@
+"""Interatomic potentials, relaxation and reference hulls."""

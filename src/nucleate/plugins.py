@@ -1,0 +1,202 @@
+"""Properties and potentials by name: built in, or brought by an installed package.
+
+A package adds its own through entry points of the groups ``nucleate.properties`` and
+``nucleate.potentials``; the object named is a class or function that returns the property or
+potential and takes its settings as keyword arguments. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nucleate.errors import MissingDependencyError, NucleateError, RecipeError, did_you_mean
+
+PROPERTIES = "nucleate.properties"
+POTENTIALS = "nucleate.potentials"
+
+CUSTOM_SETTINGS = ("name", "timeout", "unit")
+"""Settings of a property given as ``path.py:function``."""
+
+_BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    PROPERTIES: {
+        "density": "nucleate.properties.composition:Density",
+        "e_above_hull": "nucleate.properties.stability:EnergyAboveHull",
+    },
+    POTENTIALS: {
+        "chgnet": "nucleate.physics.chgnet:ChgnetPotential",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Something that can be looked up by name.
+
+    Attributes:
+        name: the name.
+        target: ``module:attribute`` that makes it.
+        provider: the distribution that brings it, with version, or "built in".
+    """
+
+    name: str
+    target: str
+    provider: str
+
+
+def available(group: str) -> dict[str, Plugin]:
+    """All plug-ins of a group, by name; built-in names can't be taken by others."""
+    found = {
+        name: Plugin(name, target, "built in") for name, target in _BUILT_IN.get(group, {}).items()
+    }
+    for entry in metadata.entry_points(group=group):
+        if entry.name not in found:
+            provider = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
+            found[entry.name] = Plugin(entry.name, entry.value, provider)
+    return dict(sorted(found.items()))
+
+
+def find(group: str, name: str) -> Plugin:
+    """The plug-in of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    known = available(group)
+    if name not in known:
+        kind = _kind(group)
+        raise RecipeError(f"There is no {kind} {name!r}.", fix=did_you_mean(name, known))
+    return known[name]
+
+
+def load(group: str, name: str) -> Any:
+    """Import what a plug-in names: a class or function.
+
+    Raises:
+        RecipeError: there is no such plug-in, or its provider is broken.
+        MissingDependencyError: it needs a package that is absent.
+    """
+    plugin = find(group, name)
+    module_name, _, attribute = plugin.target.partition(":")
+    try:
+        loaded: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"The {_kind(group)} {name!r} ({plugin.provider}) can't be loaded.",
+            f"{error.msg}.",
+            f"Install the package that brings {error.name!r}.",
+        ) from error
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"The {_kind(group)} {name!r} ({plugin.provider}) can't be loaded.",
+            f"{plugin.target}: {error}.",
+            "Update or remove the package that provides it.",
+        ) from error
+    return loaded
+
+
+def create(group: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """Make the property or potential of that name with its settings.
+
+    Raises:
+        RecipeError: no such name, or a setting that it does not take.
+    """
+    settings = dict(settings or {})
+    check_settings(group, name, settings, f"{_kind(group)} {name!r}")
+    try:
+        return load(group, name)(**settings)
+    except NucleateError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"The {_kind(group)} {name!r} does not accept its settings.",
+            f"{error}.",
+            f"Given: {settings}.",
+        ) from error
+
+
+def check_settings(group: str, name: str, settings: Mapping[str, Any], where: str) -> None:
+    """Check names of settings against the plug-in's own parameters.
+
+    Args:
+        group: entry-point group.
+        name: plug-in.
+        settings: settings meant for it.
+        where: what to call the place in messages.
+
+    Raises:
+        RecipeError: an unknown name or setting, or a required one is missing.
+    """
+    known = available(group)
+    if name not in known:
+        raise RecipeError(
+            f"{where}: there is no {_kind(group)} {name!r}.", fix=did_you_mean(name, known)
+        )
+    if not settings and known[name].provider == "built in":
+        return
+    parameters = inspect.signature(load(group, name)).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in settings:
+        if key not in parameters:
+            fix = did_you_mean(key, parameters) if parameters else "Remove it."
+            raise RecipeError(f"{where}: {name!r} has no setting {key!r}.", fix=fix)
+    for key, parameter in parameters.items():
+        required = parameter.default is inspect.Parameter.empty
+        named = parameter.kind in (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        if required and named and key not in settings:
+            raise RecipeError(
+                f"{where}: {name!r} needs the setting {key!r}.", fix=f"Add '{key}: ...'."
+            )
+
+
+def is_custom(name: str) -> bool:
+    """True for ``path.py:function``."""
+    path, colon, _ = name.rpartition(":")
+    return bool(colon) and path.endswith(".py")
+
+
+def check_custom_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Check names of settings of a ``path.py:function`` property.
+
+    Raises:
+        RecipeError: an unknown one.
+    """
+    for key in settings:
+        if key not in CUSTOM_SETTINGS:
+            raise RecipeError(
+                f"{where}: a function has no setting {key!r}.",
+                fix=did_you_mean(key, CUSTOM_SETTINGS),
+            )
+
+
+def custom_path(name: str, base: Path, where: str) -> tuple[Path, str]:
+    """File and function of ``path.py:function``, relative to the working directory or ``base``.
+
+    Raises:
+        RecipeError: no such file.
+    """
+    text, _, function = name.rpartition(":")
+    path = Path(text).expanduser()
+    for candidate in (path, base / path):
+        if candidate.is_file():
+            return candidate.resolve(), function
+    raise RecipeError(
+        f"{where}: there is no file {text}.",
+        f"It was looked for in {Path.cwd()} and {base.resolve()}.",
+        "Write the property as path/to/file.py:function.",
+    )
+
+
+def _kind(group: str) -> str:
+    return {PROPERTIES: "property", POTENTIALS: "potential"}.get(group, group)

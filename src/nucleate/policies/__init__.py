@@ -1,0 +1,1 @@
+"""Generative models of crystals, their training and their checkpoints."""

@@ -1,0 +1,440 @@
+"""The Wyckoff policy: crystals drawn site by site inside a space group.
+
+Variables and order are those of CrystalFormer (arXiv:2403.15734): given the space group, each site
+draws its Wyckoff letter, species and the coordinates that the position leaves free; after the last
+site, the lattice. Where the published code scores another distribution than it samples, this one
+does not:
+
+* a coordinate that the position fixes or ties to another carries no density;
+* one component of the lattice mixture is drawn for all parameters together, and scored so;
+* masks, temperature and top-p count in the log-probability;
+* every lattice is valid by construction (``policies.lattice``).
+
+A crystal that is finished leaves the batch; the trunk's keys and values are cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nucleate.policies import lattice
+from nucleate.policies.condition import Condition
+from nucleate.policies.contacts import find_contacts
+from nucleate.policies.distributions import (
+    categorical,
+    gaussian_mixture_log_prob,
+    masked_log_softmax,
+    sample_gaussian_mixture,
+    sample_von_mises,
+    von_mises_log_prob,
+)
+from nucleate.policies.site_transformer import SiteTransformer
+from nucleate.policies.tokens import Tokens, buckets
+from nucleate.protocols import Rollout
+from nucleate.structures import symmetry
+from nucleate.structures.wyckoff import WyckoffBatch
+
+PARTS = ("wyckoff", "species", "coordinates", "lattice")
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Symmetry tables as tensors; row ``g`` is space group ``g``."""
+
+    exists: torch.Tensor  # (231, 28)
+    atoms: torch.Tensor  # (231, 28) atoms in the primitive cell
+    fixed: torch.Tensor  # (231, 28) position without a free coordinate
+    free: torch.Tensor  # (231, 28, 3)
+    rotation: torch.Tensor  # (231, 28, 3, 3)
+    translation: torch.Tensor  # (231, 28, 3)
+    free_lattice: torch.Tensor  # (231, 6)
+
+    @classmethod
+    def load(cls, device: torch.device) -> _Tables:
+        tables = symmetry.tables()
+
+        def padded(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+            rows = np.concatenate([np.zeros_like(array[:1]), array])
+            return torch.as_tensor(rows).to(device, dtype)
+
+        exists = tables.multiplicity > 0
+        return cls(
+            exists=padded(exists, torch.bool),
+            atoms=padded(tables.multiplicity // tables.centring_order[:, None], torch.int64),
+            fixed=padded((tables.dof == 0) & exists, torch.bool),
+            free=padded(tables.free, torch.bool),
+            rotation=padded(tables.first_rotation, torch.float32),
+            translation=padded(tables.first_translation, torch.float32),
+            free_lattice=torch.from_numpy(lattice.free_parameters()).to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Log-probabilities of single draws.
+
+    Attributes:
+        value: (D,) nats.
+        row: (D,) crystal that each belongs to.
+        part: (D,) index into ``PARTS``.
+        n: number of crystals.
+    """
+
+    value: torch.Tensor
+    row: torch.Tensor
+    part: torch.Tensor
+    n: int
+
+    def parts(self) -> torch.Tensor:
+        """(B, 4) sums by crystal and part."""
+        zeros = torch.zeros(self.n * len(PARTS), device=self.value.device)
+        return zeros.index_add(0, self.row * len(PARTS) + self.part, self.value).view(self.n, -1)
+
+
+class WyckoffPolicy:
+    """A network and the distribution it parametrises.
+
+    Args:
+        network: a :class:`SiteTransformer`.
+        metadata: what the checkpoint's card says; kept on save.
+    """
+
+    def __init__(
+        self, network: SiteTransformer, metadata: Mapping[str, object] | None = None
+    ) -> None:
+        self.network = network
+        self.metadata = dict(metadata or {})
+        self._tables: _Tables | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+    @property
+    def tables(self) -> _Tables:
+        """Symmetry tables on the network's device."""
+        if self._tables is None or self._tables.exists.device != self.device:
+            self._tables = _Tables.load(self.device)
+        return self._tables
+
+    def training_space_groups(self) -> np.ndarray:
+        """(231,) weights of the space groups in the data that the policy learnt from."""
+        weights = np.zeros(231)
+        for group, count in self.metadata["space_groups"].items():  # type: ignore[attr-defined]
+            weights[int(group)] = count
+        return weights / weights.sum()
+
+    # masks --------------------------------------------------------------------------------
+
+    def _letters_allowed(
+        self,
+        space_group: torch.Tensor,
+        previous: torch.Tensor,
+        n_atoms: torch.Tensor,
+        n_sites: torch.Tensor | int,
+        condition: Condition,
+    ) -> torch.Tensor:
+        """Letters that may come next, (..., 28) bool; entry 0 is the stop.
+
+        Letters ascend; a position without a free coordinate is taken once; the cell keeps to
+        ``max_atoms``; a crystal has at least one site and at most the network's ``max_sites``.
+        """
+        tables = self.tables
+        letter = torch.arange(28, device=self.device)
+        last = previous.unsqueeze(-1)
+        taken_once = tables.fixed[space_group, previous].unsqueeze(-1)
+        allowed = tables.exists[space_group] & ((letter > last) | ((letter == last) & ~taken_once))
+        allowed &= n_atoms.unsqueeze(-1) + tables.atoms[space_group] <= condition.max_atoms
+        full = torch.as_tensor(n_sites, device=self.device) >= self.network.config.max_sites
+        allowed &= ~full.unsqueeze(-1)
+        allowed[..., 0] = previous > 0
+        return allowed
+
+    # scoring ------------------------------------------------------------------------------
+
+    def log_prob_draws(self, tokens: Tokens, condition: Condition) -> Draws:
+        """Log-probability of every single draw of B crystals, differentiable.
+
+        Args:
+            tokens: B crystals on the network's device; rows may be padded.
+            condition: what was fixed when they were drawn.
+        """
+        network, tables = self.network, self.tables
+        states, positions = network.trunk(
+            tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species, tokens.frac_coords
+        )
+        present = tokens.wyckoff > 0
+        rows = torch.arange(len(tokens), device=self.device)
+        draws = [self._letter_draws(tokens, states, positions, condition)]
+        # species
+        row, site = present.nonzero(as_tuple=True)
+        state = states[row, site]
+        letter, species = tokens.wyckoff[row, site], tokens.species[row, site]
+        position = positions[row, letter]
+        elements = torch.from_numpy(condition.elements).to(self.device).expand(len(row), -1)
+        logits = network.species_logits(state, position)
+        draws.append((self._chosen(logits, elements, species, condition), row))
+        # free coordinates
+        drawn = network.drawn_state(state, position, species)
+        coords = tokens.frac_coords[row, site]
+        free = tables.free[tokens.space_group[row], letter]
+        by_axis = []
+        for axis in range(3):
+            index = free[:, axis].nonzero().squeeze(1)
+            raw = network.coordinate_raw(axis, drawn[index], coords[index])
+            density = von_mises_log_prob(
+                raw, coords[index, axis], temperature=condition.temperature
+            )
+            by_axis.append((density, row[index]))
+        draws.append((torch.cat([d for d, _ in by_axis]), torch.cat([r for _, r in by_axis])))
+        stop = states[rows, present.sum(1)]
+        draws.append((self._lattice_log_prob(tokens, stop, condition), rows))
+        return Draws(
+            torch.cat([value for value, _ in draws]),
+            torch.cat([row for _, row in draws]),
+            torch.cat([torch.full_like(row, part) for part, (_, row) in enumerate(draws)]),
+            len(tokens),
+        )
+
+    def log_prob_parts(self, tokens: Tokens, condition: Condition) -> torch.Tensor:
+        """Log-probability of crystals in four parts, differentiable.
+
+        Returns:
+            (B, 4) nats: letters, species, coordinates (per angle in radians), lattice (per unit
+            of ``policies.lattice``); see ``PARTS``.
+        """
+        return self.log_prob_draws(tokens, condition).parts()
+
+    def _letter_draws(
+        self,
+        tokens: Tokens,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        condition: Condition,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Letters of all sites and the stop: log-probabilities and the crystals they belong to."""
+        n, n_sites = tokens.wyckoff.shape
+        none = tokens.wyckoff.new_zeros(n, 1)
+        group = tokens.space_group.unsqueeze(1).expand(-1, n_sites + 1)
+        letters = torch.cat([tokens.wyckoff, none], 1)
+        previous = torch.cat([none, tokens.wyckoff], 1)
+        atoms = self.tables.atoms[group[:, 1:], tokens.wyckoff].cumsum(1)
+        counts = torch.arange(n_sites + 1, device=self.device).expand(n, -1)
+        row, site = torch.cat([none == 0, tokens.wyckoff > 0], 1).nonzero(as_tuple=True)
+        allowed = self._letters_allowed(
+            group[row, site],
+            previous[row, site],
+            torch.cat([none, atoms], 1)[row, site],
+            counts[row, site],
+            condition,
+        )
+        logits = self.network.letter_logits(states, positions)[row, site]
+        return self._chosen(logits, allowed, letters[row, site], condition), row
+
+    def _lattice_log_prob(
+        self, tokens: Tokens, stop: torch.Tensor, condition: Condition
+    ) -> torch.Tensor:
+        free = self.tables.free_lattice[tokens.space_group]
+        shape = tokens.parameters[:, 1:] * free[:, 1:]
+        density = gaussian_mixture_log_prob(
+            self.network.shape_raw(stop), shape, free[:, 1:], temperature=condition.temperature
+        )
+        raw = self.network.scale_raw(
+            stop, shape, tokens.contact_species, tokens.contact_features, tokens.tight
+        )
+        scale = (tokens.parameters[:, lattice.SCALE] - tokens.tight).unsqueeze(1)
+        return density + gaussian_mixture_log_prob(
+            raw, scale, torch.ones_like(free[:, :1]), temperature=condition.temperature
+        )
+
+    @staticmethod
+    def _chosen(
+        logits: torch.Tensor, allowed: torch.Tensor, choice: torch.Tensor, condition: Condition
+    ) -> torch.Tensor:
+        """Log-probability of the choices; a choice at the edge of the nucleus stays inside."""
+        log_prob = masked_log_softmax(
+            logits.float(), allowed, temperature=condition.temperature, top_p=condition.top_p
+        )
+        return log_prob.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
+
+    def tokens(self, rollout: Rollout) -> Tokens:
+        """Tensors of a rollout on the network's device."""
+        return rollout.trace["tokens"].to(self.device)
+
+    @torch.no_grad()
+    def log_prob(self, rollout: Rollout, *, batch_size: int = 256) -> torch.Tensor:
+        """(B,) nats of a rollout under the current weights and the rollout's own condition."""
+        tokens, condition = self.tokens(rollout), rollout.trace["condition"]
+        result = torch.zeros(len(tokens), device=self.device)
+        was_training = self.network.training
+        self.network.eval()
+        for rows in buckets(tokens.n_sites, batch_size):
+            result[rows] = self.log_prob_parts(tokens.select(rows), condition).sum(1)
+        self.network.train(was_training)
+        return result.cpu()
+
+    # sampling -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, condition: Condition, generator: torch.Generator) -> Rollout:
+        """Draw ``n`` crystals; every one is decodable, few sites or many."""
+        was_training = self.network.training
+        self.network.eval()
+        space_group = condition.draw_space_groups(n, generator).to(self.device)
+        drawn = self._sample_sites(space_group, condition, generator)
+        tokens, batch, log_prob = self._sample_lattice(drawn, condition, generator)
+        self.network.train(was_training)
+        return Rollout(batch, log_prob.cpu(), {"tokens": tokens.to("cpu"), "condition": condition})
+
+    def _sample_sites(
+        self, space_group: torch.Tensor, condition: Condition, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Sites of B crystals, the state at each one's stop and the log-probability so far."""
+        network, tables, n = self.network, self.tables, len(space_group)
+        most = network.config.max_sites
+        wyckoff = torch.zeros(n, most, dtype=torch.int64, device=self.device)
+        species, coords = torch.zeros_like(wyckoff), torch.zeros(n, most, 3, device=self.device)
+        log_prob = torch.zeros(n, device=self.device)
+        stop = torch.zeros(n, network.config.width, device=self.device)
+        stability = torch.full_like(space_group, condition.stability)
+        elements = torch.from_numpy(condition.elements).to(self.device)
+        alive = torch.arange(n, device=self.device)
+        decoding = network.start(space_group, stability)
+        positions = network._positions(space_group)
+        previous, n_atoms = torch.zeros_like(space_group), torch.zeros_like(space_group)
+        for site in range(most + 1):
+            group = decoding.space_group
+            allowed = self._letters_allowed(group, previous, n_atoms, site, condition)
+            logits = network.letter_logits(decoding.state.unsqueeze(1), positions).squeeze(1)
+            letter = self._draw(logits, allowed, alive, log_prob, condition, generator)
+            ended = letter == 0
+            stop[alive[ended]] = decoding.state[ended]
+            going = (~ended).nonzero().squeeze(1)
+            if not len(going):
+                break
+            alive, letter, positions = alive[going], letter[going], positions[going]
+            n_atoms, decoding = n_atoms[going], decoding.select(going)
+            group = decoding.space_group
+            position = positions[torch.arange(len(going), device=self.device), letter]
+            logits = network.species_logits(decoding.state, position)
+            kind = self._draw(
+                logits, elements.expand(len(going), -1), alive, log_prob, condition, generator
+            )
+            state = network.drawn_state(decoding.state, position, kind)
+            xyz = self._draw_coordinates(
+                state, group, letter, alive, log_prob, condition, generator
+            )
+            wyckoff[alive, site], species[alive, site], coords[alive, site] = letter, kind, xyz
+            n_atoms = n_atoms + tables.atoms[group, letter]
+            decoding = network.finish_site(decoding, position, kind, xyz)
+            previous = letter
+        return {
+            "space_group": space_group,
+            "wyckoff": wyckoff,
+            "species": species,
+            "frac_coords": coords,
+            "stop": stop,
+            "stability": stability,
+            "log_prob": log_prob,
+        }
+
+    @staticmethod
+    def _draw(
+        logits: torch.Tensor,
+        allowed: torch.Tensor,
+        alive: torch.Tensor,
+        log_prob: torch.Tensor,
+        condition: Condition,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Draw from masked logits and add the log-probability to the crystals ``alive``."""
+        log_probs = masked_log_softmax(
+            logits, allowed, temperature=condition.temperature, top_p=condition.top_p
+        )
+        choice = categorical(log_probs, generator)
+        log_prob[alive] += log_probs.gather(1, choice.unsqueeze(1)).squeeze(1)
+        return choice
+
+    def _draw_coordinates(
+        self,
+        state: torch.Tensor,
+        group: torch.Tensor,
+        letter: torch.Tensor,
+        alive: torch.Tensor,
+        log_prob: torch.Tensor,
+        condition: Condition,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """(N, 3) coordinates on the position: free ones drawn, the others projected."""
+        tables = self.tables
+        rotation, shift = tables.rotation[group, letter], tables.translation[group, letter]
+        free = tables.free[group, letter]
+        xyz = torch.zeros(len(group), 3, device=self.device)
+        for axis in range(3):
+            tied = (rotation[:, axis] * xyz).sum(1) + shift[:, axis]
+            xyz[:, axis] = torch.remainder(tied, 1.0)
+            index = free[:, axis].nonzero().squeeze(1)
+            if len(index):
+                raw = self.network.coordinate_raw(axis, state[index], xyz[index])
+                value = sample_von_mises(raw, generator, temperature=condition.temperature)
+                xyz[index, axis] = value
+                log_prob[alive[index]] += von_mises_log_prob(
+                    raw, value, temperature=condition.temperature
+                )
+        return torch.where(xyz >= 1.0, torch.zeros_like(xyz), xyz)
+
+    def _sample_lattice(
+        self, drawn: dict[str, torch.Tensor], condition: Condition, generator: torch.Generator
+    ) -> tuple[Tokens, WyckoffBatch, torch.Tensor]:
+        """Shape, then scale; the batch with its lattices and the whole log-probability."""
+        network, temperature = self.network, condition.temperature
+        stop, space_group = drawn["stop"], drawn["space_group"]
+        free = self.tables.free_lattice[space_group]
+        raw = network.shape_raw(stop)
+        shape = sample_gaussian_mixture(raw, 5, generator, temperature=temperature) * free[:, 1:]
+        log_prob = drawn["log_prob"] + gaussian_mixture_log_prob(
+            raw, shape, free[:, 1:], temperature=temperature
+        )
+        n_sites = int((drawn["wyckoff"] > 0).sum(1).max())
+        batch = WyckoffBatch(
+            space_group=space_group.cpu().numpy().astype(np.int16),
+            wyckoff=drawn["wyckoff"][:, :n_sites].cpu().numpy().astype(np.int8),
+            species=drawn["species"][:, :n_sites].cpu().numpy().astype(np.int8),
+            frac_coords=drawn["frac_coords"][:, :n_sites].cpu().numpy(),
+            lattice=np.ones((len(space_group), 6), dtype=np.float32),
+        )
+        parameters = np.concatenate([np.zeros((len(batch), 1)), shape.cpu().numpy()], 1)
+        contacts = find_contacts(batch, parameters)
+        tight = torch.from_numpy(contacts.tight).to(self.device)
+        raw = network.scale_raw(
+            stop,
+            shape,
+            torch.from_numpy(contacts.species).to(self.device),
+            torch.from_numpy(contacts.features).to(self.device),
+            tight,
+        )
+        scale = sample_gaussian_mixture(raw, 1, generator, temperature=temperature)
+        log_prob += gaussian_mixture_log_prob(
+            raw, scale, torch.ones_like(free[:, :1]), temperature=temperature
+        )
+        parameters[:, lattice.SCALE] = (scale.squeeze(1) + tight).cpu().numpy()
+        cells = lattice.to_lattice(parameters, batch.n_atoms, batch.space_group)
+        batch = WyckoffBatch(
+            batch.space_group,
+            batch.wyckoff,
+            batch.species,
+            batch.frac_coords,
+            cells.astype(np.float32),
+        )
+        tokens = Tokens.from_batch(
+            batch,
+            stability=drawn["stability"].cpu().numpy(),
+            parameters=parameters,
+            contacts=contacts,
+        )
+        return tokens, batch, log_prob

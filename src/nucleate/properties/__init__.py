@@ -1,0 +1,1 @@
+"""Physical quantities of a crystal, one file for each kind of physics."""

@@ -1,0 +1,280 @@
+"""A property from any function ``f(structures) -> list[float | None]``.
+
+From Python the function itself is given; from a recipe ``path/to/file.py:function``. None, or a
+number that is not finite, means "no value for this crystal". With a pool, a function from a file
+runs in the workers, where a crash or a hang costs one crystal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nucleate.errors import InputError, RecipeError, did_you_mean
+from nucleate.protocols import CostClass, Scores, Status
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from pymatgen.core import Structure
+
+PropertyFunction = Callable[[Sequence["Structure"]], Sequence["float | None"]]
+
+_CHUNK = 16  # crystals in one call of a worker
+_HOPELESS = 8  # so many crystals that all raise are a broken function, not bad crystals
+
+
+class ChunkPool(Protocol):
+    """What this property needs of a pool of processes."""
+
+    def map_chunks(
+        self,
+        function: Callable[[list[Any]], list[Any]],
+        items: Sequence[Any],
+        chunk_size: int,
+        *,
+        timeout: float | None = None,
+    ) -> list[Future[list[Any]]]:
+        """Results, or an Exception, for each item of each chunk, in order."""
+        ...
+
+
+class CustomProperty:
+    """A user's function as a property.
+
+    Args:
+        function: takes B structures and returns B numbers, None where there is no value.
+        name: name of the property; the function's by default.
+        unit: its unit.
+        cost: its order of cost.
+        key: cache key; by default it changes with the function's source and the plain values
+            that it captures. Give one where the result depends on something else, such as a
+            file of weights.
+
+    Example:
+        >>> def atoms(structures):
+        ...     return [len(structure) for structure in structures]
+        >>> CustomProperty(atoms).name
+        'atoms'
+    """
+
+    def __init__(
+        self,
+        function: PropertyFunction,
+        *,
+        name: str | None = None,
+        unit: str = "",
+        cost: CostClass = CostClass.MODEL,
+        key: str | None = None,
+    ) -> None:
+        if not callable(function):
+            raise RecipeError(
+                f"{function!r} is not a function.", fix="Give f(structures) -> list of numbers."
+            )
+        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.unit = unit
+        self.cost = cost
+        self._function = function
+        self._key = key or f"custom/{self.name}/{_source_hash(function)}"
+        self._file: tuple[str, str, str] | None = None
+        self._pool: ChunkPool | None = None
+        self._timeout: float | None = None
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        function: str,
+        *,
+        pool: ChunkPool | None = None,
+        timeout: float | None = 60.0,
+        name: str | None = None,
+        unit: str = "",
+    ) -> CustomProperty:
+        """The property of a function in a Python file, which is run to load it.
+
+        Args:
+            path: the file.
+            function: name in it.
+            pool: where to call it; in this process if None.
+            timeout: seconds for one crystal in the pool.
+            name: name of the property; the function's by default.
+            unit: its unit.
+
+        Raises:
+            InputError: the file can't be read or run.
+            RecipeError: it has no such function.
+        """
+        content_hash = _file_hash(path)
+        loaded = _load(str(path), function, content_hash)
+        made = cls(
+            loaded,
+            name=name or function,
+            unit=unit,
+            key=f"custom/{name or function}/{content_hash}/{function}",
+        )
+        made._file = (str(path), function, content_hash)
+        made._pool, made._timeout = pool, timeout
+        return made
+
+    @property
+    def key(self) -> str:
+        """Cache key: name and hash of the source."""
+        return self._key
+
+    def evaluate(self, structures: Sequence[Structure]) -> Scores:
+        """Values of B structures, order kept.
+
+        Raises:
+            InputError: the function returned another number of values than it was given.
+        """
+        if self._pool is not None and self._file is not None:
+            work = partial(_call_file, *self._file)
+            chunks = self._pool.map_chunks(work, structures, _CHUNK, timeout=self._timeout)
+            answers = [answer for chunk in chunks for answer in chunk.result()]
+            errors = [answer for answer in answers if isinstance(answer, Exception)]
+            if len(errors) == len(answers) >= _HOPELESS:
+                raise InputError(
+                    f"The property {self.name!r} raised on each of {len(answers)} crystals.",
+                    f"{type(errors[0]).__name__}: {errors[0]}.",
+                    "It takes a list of structures and gives a number for each; mend the file.",
+                ) from errors[0]
+        else:
+            answers = _call(self._function, self.name, structures)
+        return _scores(self.name, answers)
+
+
+def _scores(name: str, answers: Sequence[Any]) -> Scores:
+    value = np.full(len(answers), np.nan)
+    status = [Status.OK] * len(answers)
+    reason = [""] * len(answers)
+    for i, answer in enumerate(answers):
+        if isinstance(answer, Exception):
+            status[i] = _status(answer)
+            reason[i] = f"{name}: {type(answer).__name__}: {answer}"
+            continue
+        try:
+            number = np.nan if answer is None else float(answer)
+        except (TypeError, ValueError):
+            status[i], reason[i] = Status.FAILED, f"{name} gave {answer!r}, which is no number"
+            continue
+        if np.isfinite(number):
+            value[i] = number
+        else:
+            status[i] = Status.FAILED
+            reason[i] = f"{name} gave no value" if answer is None else f"{name} gave {number}"
+    return Scores(value, status, reason)
+
+
+def _status(error: Exception) -> Status:
+    if isinstance(error, TimeoutError):
+        return Status.TIMEOUT
+    return Status.CRASHED if type(error).__name__ == "WorkerCrashError" else Status.FAILED
+
+
+def _call(function: PropertyFunction, name: str, structures: Sequence[Structure]) -> list[Any]:
+    answer = function(structures)
+    if isinstance(answer, str) or not hasattr(answer, "__len__") or not hasattr(answer, "__iter__"):
+        raise InputError(
+            f"The property {name!r} returned {type(answer).__name__} instead of a list.",
+            f"It was given {len(structures)} structures.",
+            "Return one number, or None, for each structure of the list that it is given.",
+        )
+    answers = list(answer)
+    if len(answers) != len(structures):
+        raise InputError(
+            f"The property {name!r} returned {len(answers)} values for {len(structures)} "
+            "structures.",
+            fix="Return one number, or None, for each structure, in the same order.",
+        )
+    return answers
+
+
+def _call_file(path: str, function: str, content_hash: str, structures: list[Any]) -> list[Any]:
+    """What a worker runs."""
+    return _call(_load(path, function, content_hash), function, structures)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be read.", f"{error.strerror}.", "Check the path."
+        ) from error
+
+
+@lru_cache(maxsize=32)
+def _load(path: str, function: str, content_hash: str) -> PropertyFunction:
+    """The function of a file whose content has this hash."""
+    spec = importlib.util.spec_from_file_location(f"nucleate_custom_{content_hash[:12]}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.", fix="Write path/to/file.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code may raise anything
+        raise InputError(
+            f"{path} can't be run.", f"{type(error).__name__}: {error}.", "Mend the file."
+        ) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        functions = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        raise RecipeError(
+            f"{path} has no function {function!r}.",
+            fix=did_you_mean(function, functions) if functions else "Define it there.",
+        )
+    loaded: PropertyFunction = found
+    return loaded
+
+
+def _source_hash(function: Any) -> str:
+    """Hash of a function's source and compiled code, and of the plain values that it captures.
+
+    The source alone does not tell two lambdas of one line apart.
+    """
+    parts = []
+    with contextlib.suppress(OSError, TypeError):
+        parts.append(inspect.getsource(function))
+    code = getattr(function, "__code__", None)
+    if code is None:
+        parts.append(f"{type(function).__module__}.{type(function).__qualname__}")
+        parts.append(_plain(vars(function)) if hasattr(function, "__dict__") else "")
+    else:
+        parts.append(_code_text(code))
+        parts.append(_plain(function.__defaults__))
+        cells = [_plain(cell.cell_contents) for cell in function.__closure__ or ()]
+        parts.append(repr(cells))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _code_text(code: CodeType) -> str:
+    constants = [
+        _code_text(value) if isinstance(value, CodeType) else repr(value)
+        for value in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {constants} {code.co_names}"
+
+
+def _plain(value: Any) -> str:
+    """A text of plain values that is the same in every process; else the type's name."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_plain(entry) for entry in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_plain(entry)}' for key, entry in value.items())}}}"
+    return type(value).__qualname__

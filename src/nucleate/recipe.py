@@ -1,0 +1,318 @@
+"""The recipe of a run: what is designed, by which model, for which objective, at what cost.
+
+``load_recipe("stability")`` reads a built-in recipe, ``load_recipe("mine.yaml")`` a file; every
+section has defaults, so that a recipe says only what it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from nucleate.config import Settings, load_settings, option, read_text
+from nucleate.errors import InputError, RecipeError, did_you_mean
+from nucleate.objectives.settings import ObjectiveSettings, TermSettings
+from nucleate.objectives.shaping import Clip
+from nucleate.structures.elements import RADIOACTIVE, allowed_elements
+
+SpaceGroup = Annotated[int, Field(ge=1, le=230)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class ModelSettings(Settings):
+    """Where the policy starts."""
+
+    checkpoint: str = option("base", description="name of a shipped model, or the path of one")
+    prior: str | None = option(
+        None, description="model that the KL divergence is measured to; null for the checkpoint"
+    )
+
+
+class ElementSettings(Settings):
+    """Which elements may occur; masked in sampling and in the log-probability alike."""
+
+    allow: tuple[str, ...] | None = option(
+        None, description="symbols of the only elements allowed; null for all", min_length=1
+    )
+    deny: tuple[str, ...] = option((), description="symbols of elements never used")
+    exclude_radioactive: bool = option(
+        True,
+        description="leave out Tc, Pm and everything from Po on (Bi stays) unless allow names them",
+    )
+    exclude_noble_gases: bool = option(False, description="leave out He, Ne, Ar, Kr, Xe, Rn, Og")
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> Self:
+        try:
+            self.numbers()
+        except RecipeError as error:
+            raise ValueError(f"{error.what} {error.fix}") from error
+        return self
+
+    def numbers(self) -> list[int]:
+        """Atomic numbers that may occur, ascending."""
+        return allowed_elements(
+            self.allow,
+            self.deny,
+            exclude_radioactive=self.exclude_radioactive,
+            exclude_noble_gases=self.exclude_noble_gases,
+        )
+
+    def radioactive(self) -> list[int]:
+        """Those of them that are radioactive."""
+        return [number for number in self.numbers() if number in RADIOACTIVE]
+
+
+class ConditionSettings(Settings):
+    """What sampling is held to."""
+
+    space_groups: Literal["training"] | tuple[SpaceGroup, ...] = option(
+        "training",
+        description="'training' draws from the training set's distribution; a list of numbers "
+        "draws evenly from them",
+    )
+    elements: ElementSettings = option(ElementSettings, description="which elements may occur")
+    temperature: float = option(
+        1.0, description="divides logits and widens continuous draws", gt=0, le=10
+    )
+    top_p: Probability = option(
+        1.0, description="keep the likeliest tokens that together have this probability"
+    )
+
+    @field_validator("space_groups")
+    @classmethod
+    def _not_empty(
+        cls, value: Literal["training"] | tuple[int, ...]
+    ) -> Literal["training"] | tuple[int, ...]:
+        if not value:
+            raise ValueError("give at least one number from 1 to 230, or 'training'")
+        if isinstance(value, tuple) and len(set(value)) != len(value):
+            raise ValueError("a space group stands in the list twice")
+        return value
+
+
+class GuardSettings(Settings):
+    """When the policy counts as collapsing, measured against the first step."""
+
+    action: Literal["stop", "widen", "warn", "off"] = option(
+        "stop", description="stop the run, raise the KL weight, only say so, or don't look"
+    )
+    min_systems: float = option(
+        0.85, description="distinct chemical systems in a batch, fraction of the start", ge=0, le=1
+    )
+    min_space_groups: float = option(
+        0.85, description="distinct space groups in a batch, fraction of the start", ge=0, le=1
+    )
+    min_sites: float = option(
+        0.75, description="mean sites of a crystal, fraction of the start", ge=0, le=1
+    )
+    min_atoms: float = option(
+        0.75, description="mean atoms of a conventional cell, fraction of the start", ge=0, le=1
+    )
+    min_entropy: float = option(
+        0.5, description="entropy of the element distribution, fraction of the start", ge=0, le=1
+    )
+    window: int = option(
+        8, description="steps averaged before judging", unit="steps", ge=1, le=10_000
+    )
+
+
+class PPOSettings(Settings):
+    """Proximal policy optimisation of E[r - tau ln(p / p_prior)] over whole crystals."""
+
+    type: Literal["ppo"] = option("ppo", description="the algorithm")
+    form: Literal["published", "default"] = option(
+        "default",
+        description="'published' keeps the KL term inside the clipped surrogate; 'default' takes "
+        "its gradient unclipped",
+    )
+    learning_rate: float = option(1e-4, description="Adam step", gt=0, le=1)
+    kl_weight: float = option(
+        0.03, description="tau, weight of the KL divergence to the prior", unit="reward/nat", ge=0
+    )
+    kl_target: float | None = option(
+        None, description="adapt tau so that the KL divergence stays here", unit="nat", gt=0
+    )
+    kl_rate: float = option(
+        0.1, description="largest relative change of tau in one step", gt=0, le=1
+    )
+    clip_epsilon: float = option(0.2, description="ratios are clipped to 1 +- this", gt=0, lt=1)
+    inner_steps: int = option(1, description="passes over each batch", ge=1, le=100)
+    minibatch: int | None = option(
+        64, description="crystals in one update; null for the whole batch", ge=1
+    )
+    ratio: Literal["sequence", "token"] = option(
+        "sequence", description="one ratio for a crystal, or one for each of its tokens"
+    )
+    whiten: bool = option(True, description="scale advantages to unit variance")
+    baseline: Literal["batch", "batch_ema", "space_group"] = option(
+        "space_group",
+        description="what is subtracted from the reward: the batch mean, its running mean, or a "
+        "running mean for each space group",
+    )
+    baseline_decay: float = option(0.95, description="memory of the running mean", ge=0, lt=1)
+    gradient_clip: float = option(1.0, description="largest norm of the gradient", gt=0)
+    entropy_weight: float = option(
+        0.0, description="reward for entropy of the policy", unit="reward/nat", ge=0
+    )
+    novelty_bonus: float = option(
+        0.0,
+        description="added to the reward of a stable crystal whose formula is new to the training "
+        "set and to the run",
+        unit="reward",
+        ge=0,
+    )
+    novelty_uses: int = option(
+        3, description="appearances over which the bonus of one formula falls to 0", ge=1
+    )
+    guard: GuardSettings = option(GuardSettings, description="what counts as collapse")
+
+
+class BudgetSettings(Settings):
+    """When to stop: at the first limit reached."""
+
+    batch_size: int = option(256, description="crystals sampled in a step", ge=2, le=1_000_000)
+    steps: int | None = option(None, description="updates", unit="steps", ge=1)
+    evaluations: int | None = option(
+        None, description="evaluations of the costliest property", unit="evaluations", ge=1
+    )
+    minutes: float | None = option(None, description="wall time of tuning", unit="min", gt=0)
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.steps is None and self.evaluations is None and self.minutes is None:
+            raise ValueError("a run needs an end: give budget.steps, .evaluations or .minutes")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """How base and tuned model are compared at the end."""
+
+    samples: int = option(1000, description="crystals from each model and seed", ge=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
+        (1, 2, 3), description="one comparison for each", min_length=1
+    )
+    hulls: tuple[str, ...] = option(
+        (), description="further reference hulls to judge by, names or paths"
+    )
+    stable_below: float = option(
+        0.1, description="stable means an energy above hull below this", unit="eV/atom"
+    )
+    relax: bool = option(False, description="relax crystals before judging them")
+
+
+class OutputSettings(Settings):
+    """Where results go."""
+
+    directory: str = option("runs", description="folder of all runs", min_length=1)
+    name: str | None = option(
+        None, description="folder of this run; null for the recipe's name", min_length=1
+    )
+    checkpoint_every: int = option(5, description="between checkpoints", unit="steps", ge=1)
+    best: int = option(50, description="crystals written as CIF and extxyz", ge=0)
+    report: bool = option(True, description="write report.html")
+    tensorboard: Literal["auto", True, False] = option(
+        "auto", description="'auto': where the package is installed"
+    )
+
+
+def _default_objective() -> ObjectiveSettings:
+    shaping = Clip(type="clip", low=0.0, high=0.6, direction="minimise")
+    return ObjectiveSettings(terms=(TermSettings(property="e_above_hull", shaping=shaping),))
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    name: str = option("run", description="name of the recipe", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    description: str = option("", description="what it is for")
+    seed: int = option(0, description="seed of all random draws", ge=0, lt=2**31)
+    workers: int = option(
+        0, description="processes that evaluate; 0 for one on each core", ge=0, le=4096
+    )
+    device: str = option(
+        "auto", description="where the policy computes", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+    )
+    model: ModelSettings = option(ModelSettings, description="where the policy starts")
+    condition: ConditionSettings = option(ConditionSettings, description="what sampling is held to")
+    objective: ObjectiveSettings = option(_default_objective, description="what is wanted")
+    algorithm: PPOSettings = option(PPOSettings, description="how the policy learns")
+    budget: BudgetSettings = option(description="when to stop")
+    evaluation: EvaluationSettings = option(
+        EvaluationSettings, description="how the result is judged"
+    )
+    output: OutputSettings = option(OutputSettings, description="where results go")
+
+    @model_validator(mode="after")
+    def _minibatch_fits(self) -> Self:
+        minibatch = self.algorithm.minibatch
+        if minibatch is not None and minibatch > self.budget.batch_size:
+            raise ValueError(
+                f"algorithm.minibatch ({minibatch}) is larger than budget.batch_size "
+                f"({self.budget.batch_size})"
+            )
+        return self
+
+
+def built_in_recipes() -> dict[str, str]:
+    """Text of each recipe that ships, by name."""
+    folder = resources.files("nucleate") / "data" / "recipes"
+    return {
+        entry.name.removesuffix(".yaml"): entry.read_text("utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by built-in name or path, strictly.
+
+    Args:
+        name_or_path: such as ``stability`` or ``mine.yaml``.
+        overrides: assignments such as ``budget.steps=20``.
+
+    Raises:
+        RecipeError: an unknown key, property or setting, or a value out of range.
+        InputError: no such recipe.
+    """
+    built_in = built_in_recipes()
+    path = Path(name_or_path)
+    if str(name_or_path) in built_in:
+        text, source = built_in[str(name_or_path)], f"recipe {name_or_path!r}"
+    elif path.suffix in (".yaml", ".yml") or path.is_file():
+        text, source = read_text(path), str(path)
+    else:
+        raise InputError(
+            f"There is no recipe {str(name_or_path)!r}.",
+            "It is neither built in nor a .yaml file.",
+            did_you_mean(str(name_or_path), built_in),
+        )
+    recipe = load_settings(Recipe, text, source, overrides)
+    check_properties(recipe.objective, source, base=path.parent)
+    return recipe
+
+
+def check_properties(objective: ObjectiveSettings, source: str, base: Path = Path()) -> None:
+    """Check that each property of the objective exists and takes the settings given.
+
+    Args:
+        objective: the objective.
+        source: name of the file, for messages.
+        base: folder that ``path.py:function`` is relative to beside the working directory.
+
+    Raises:
+        RecipeError: an unknown property or setting.
+    """
+    from nucleate import plugins
+
+    for i, term in enumerate(objective.terms):
+        where = f"{source}: objective.terms.{i}"
+        if plugins.is_custom(term.property):
+            plugins.check_custom_settings(term.settings, where)
+            plugins.custom_path(term.property, base, where)
+        else:
+            plugins.check_settings("nucleate.properties", term.property, term.settings, where)

@@ -1,0 +1,387 @@
+"""Which crystals are the same: the one definition of "unique" and "novel".
+
+Two crystals are the same if they have the same reduced formula and pymatgen's StructureMatcher
+with default settings says so (see :mod:`nucleate.structures.matching`, which also fixes the order
+of the two). That relation is not transitive, so a set of crystals is read in order, by first fit:
+a crystal belongs to the first earlier representative that it fits, and is itself a new
+representative if it fits none. Everything here gives exactly the verdicts of that naive procedure
+and is only faster: crystals meet only those of their own formula, are reduced once, and only when
+a second crystal of the formula appears; pairs that can't match are left out unseen; and a crystal
+equal to the last digit to an earlier one takes over its verdict.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nucleate.errors import InputError
+from nucleate.structures.matching import (
+    ReducedCell,
+    cell_digest,
+    composition_key,
+    may_match,
+    reduce_cell,
+    same_crystal,
+)
+from nucleate.structures.parsing import Cell, to_cell
+from nucleate.structures.writing import replacing
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from nucleate.structures.datasets import TokenDataset
+
+FORMAT = 1
+
+
+def _cells(structures: Iterable[Structure | Cell | None]) -> list[Cell | None]:
+    """Arrays of crystals, each None where there is none or it is disordered."""
+    cells: list[Cell | None] = []
+    for item in structures:
+        if item is None or isinstance(item, tuple):
+            cells.append(item)
+            continue
+        try:
+            cells.append(to_cell(item))
+        except ValueError:
+            cells.append(None)
+    return cells
+
+
+@dataclass
+class _Family:
+    """The representatives of one reduced formula, in order; each is reduced at its first use."""
+
+    cells: list[Cell] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    digests: dict[bytes, int] = field(default_factory=dict)
+    _reduced: list[ReducedCell | None] = field(default_factory=list)
+
+    def append(self, cell: Cell, label: int) -> None:
+        """One more representative."""
+        self.cells.append(cell)
+        self.labels.append(label)
+
+    def first_match(self, cell: Cell) -> int:
+        """Label of the first representative that ``cell`` fits, -1 if it fits none."""
+        if not self.cells:
+            return -1
+        digest = cell_digest(cell)
+        if digest in self.digests:
+            return self.digests[digest]
+        for known in self.cells[len(self._reduced) :]:
+            self._reduced.append(reduce_cell(known))
+        new = reduce_cell(cell)
+        found = -1
+        if new is not None:
+            usable = [i for i, known in enumerate(self._reduced) if known is not None]
+            stored = [known for known in self._reduced if known is not None]
+            for position in np.flatnonzero(may_match(stored, new)).tolist():
+                if same_crystal(stored[position], new):
+                    found = self.labels[usable[position]]
+                    break
+        if found >= 0:
+            self.digests[digest] = found
+        return found
+
+
+class UniqueFilter:
+    """First fit over everything it is shown, batch after batch, for a whole run.
+
+    Attributes:
+        n_seen: crystals shown so far, those without a structure included.
+    """
+
+    def __init__(self) -> None:
+        self.n_seen = 0
+        self._families: dict[int, _Family] = {}
+
+    def add(self, structures: Iterable[Structure | Cell | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Show the next crystals.
+
+        Args:
+            structures: B crystals as structures or (row vectors in Å, atomic numbers, fractional
+                coordinates); None where there is none.
+
+        Returns:
+            first: (B,) bool, True for the first crystal of its kind ever shown.
+            group: (B,) int64, running number (from 0, over all batches) of the crystal that
+                represents the kind; its own where ``first``; -1 where there is no crystal.
+        """
+        cells = _cells(structures)
+        first = np.zeros(len(cells), bool)
+        group = np.full(len(cells), -1, np.int64)
+        for row, cell in enumerate(cells):
+            if cell is not None and len(cell[1]):
+                family = self._families.setdefault(composition_key(cell[1]), _Family())
+                group[row] = family.first_match(cell)
+                if group[row] < 0:
+                    first[row] = True
+                    group[row] = self.n_seen + row
+                    family.append(cell, int(group[row]))
+                    family.digests[cell_digest(cell)] = int(group[row])
+        self.n_seen += len(cells)
+        return first, group
+
+    def __len__(self) -> int:
+        """Number of different crystals seen."""
+        return sum(len(family.cells) for family in self._families.values())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to go on later with the same verdicts, as plain arrays."""
+        kept = [
+            (label, cell)
+            for family in self._families.values()
+            for label, cell in zip(family.labels, family.cells, strict=True)
+        ]
+        kept.sort(key=lambda item: item[0])
+        packed = _pack([cell for _, cell in kept])
+        packed["label"] = np.array([label for label, _ in kept], dtype=np.int64)
+        packed["n_seen"] = np.array(self.n_seen, dtype=np.int64)
+        return packed
+
+    @classmethod
+    def restore(cls, state: Mapping[str, np.ndarray]) -> UniqueFilter:
+        """The filter that :meth:`state` described."""
+        result = cls()
+        result.n_seen = int(state["n_seen"])
+        for label, cell in zip(state["label"].tolist(), _unpack(state), strict=True):
+            family = result._families.setdefault(composition_key(cell[1]), _Family())
+            family.append(cell, label)
+            family.digests[cell_digest(cell)] = label
+        return result
+
+
+def unique(structures: Iterable[Structure | Cell | None]) -> tuple[np.ndarray, np.ndarray]:
+    """First of its kind and representative of each of B crystals; see :meth:`UniqueFilter.add`."""
+    return UniqueFilter().add(structures)
+
+
+class ReferenceSet:
+    """Known crystals, such as a training set, indexed by reduced formula.
+
+    Only the hash of each formula is kept at hand; crystals are read when one of their formula is
+    asked for, and the most recent formulas stay in memory.
+
+    Args:
+        keys: (N,) uint64 from :func:`~nucleate.structures.matching.composition_key`, 0 for a row
+            without a crystal.
+        fetch: gives the cells of an array of row numbers.
+        ids: (N,) names of the crystals; row numbers without it.
+        cached: formulas kept in memory.
+    """
+
+    def __init__(
+        self,
+        keys: np.ndarray,
+        fetch: Callable[[np.ndarray], list[Cell | None]],
+        ids: Sequence[str] | None = None,
+        cached: int = 20_000,
+    ) -> None:
+        keys = np.asarray(keys, dtype=np.uint64)
+        self._order = np.argsort(keys, kind="stable")
+        self._order = self._order[keys[self._order] != 0]
+        self._keys = keys[self._order]
+        self._fetch = fetch
+        self._ids = ids
+        self._cached = cached
+        self._families: OrderedDict[int, _Family] = OrderedDict()
+
+    @classmethod
+    def from_structures(
+        cls, structures: Iterable[Structure | Cell | None], ids: Sequence[str] | None = None
+    ) -> ReferenceSet:
+        """Index of crystals in memory, exactly as they are given."""
+        return cls._packed(_pack(_cells(structures)), ids)
+
+    @classmethod
+    def from_dataset(cls, dataset: TokenDataset) -> ReferenceSet:
+        """Index of prepared tokens; the crystals are those that the tokens decode to."""
+        from nucleate.structures.wyckoff import decode_arrays
+
+        def fetch(rows: np.ndarray) -> list[Cell | None]:
+            return decode_arrays(dataset.rows(rows))[0]
+
+        return cls(dataset.columns["formula_key"], fetch, dataset.ids)
+
+    @classmethod
+    def from_file(cls, source: str | Path) -> ReferenceSet:
+        """Index of every usable crystal of a file, directory or glob that nucleate reads."""
+        from nucleate.structures.io import iter_raw
+        from nucleate.structures.parsing import parse_cell
+
+        cells, ids = [], []
+        for raw in iter_raw(source):
+            cell, _ = parse_cell(raw)
+            if cell is not None:
+                cells.append(cell)
+                ids.append(raw.id)
+        if not cells:
+            raise InputError(f"{source} holds no usable crystal.", "", "Check the file.")
+        return cls._packed(_pack(cells), ids)
+
+    @classmethod
+    def _packed(cls, packed: Mapping[str, np.ndarray], ids: Sequence[str] | None) -> ReferenceSet:
+        offsets, numbers = packed["offsets"], packed["numbers"]
+        spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        keys = [composition_key(numbers[a:b]) if b > a else 0 for a, b in spans]
+
+        def fetch(rows: np.ndarray) -> list[Cell | None]:
+            return [_unpack_row(packed, row) for row in rows.tolist()]
+
+        result = cls(np.array(keys, dtype=np.uint64), fetch, ids)
+        result._arrays = packed
+        return result
+
+    _arrays: Mapping[str, np.ndarray] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """The set as one compressed file of plain arrays; for sets made of structures or files.
+
+        Raises:
+            InputError: the set is an index of prepared tokens, which are on disk already.
+        """
+        if self._arrays is None:
+            raise InputError(
+                f"{path}: this reference set is an index of prepared tokens.",
+                "They are on disk already.",
+                "Open it again with ReferenceSet.from_dataset.",
+            )
+        arrays: dict[str, Any] = dict(self._arrays)
+        arrays["ids"] = np.array(self._ids if self._ids is not None else [], dtype=np.str_)
+        arrays["format"] = np.array(FORMAT)
+        with replacing(path, "wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReferenceSet:
+        """The set that :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is absent, truncated or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            if int(arrays.pop("format")) != FORMAT:
+                raise ValueError("another format version")
+            ids = arrays.pop("ids").tolist() or None
+            return cls._packed(arrays, ids)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} is no reference set of crystals.",
+                str(error),
+                "Make it again from the crystals that it should hold.",
+            ) from error
+
+    def __len__(self) -> int:
+        """Number of crystals."""
+        return len(self._keys)
+
+    @property
+    def n_formulas(self) -> int:
+        """Number of different reduced formulas."""
+        return len(np.unique(self._keys))
+
+    def known_formula(self, structures: Iterable[Structure | Cell | None]) -> np.ndarray:
+        """(B,) bool, True where a crystal of the same reduced formula is in the set."""
+        result = [
+            cell is not None and self._span(composition_key(cell[1])) is not None
+            for cell in _cells(structures)
+        ]
+        return np.array(result, dtype=bool)
+
+    def is_known(
+        self, structures: Iterable[Structure | Cell | None]
+    ) -> tuple[np.ndarray, list[str | None]]:
+        """Which crystals are in the set.
+
+        Args:
+            structures: B crystals; None (nothing there) is not known.
+
+        Returns:
+            known: (B,) bool.
+            match: B names of the first crystal of the set, in its order, that each is the same
+                as; None where not known.
+        """
+        cells = _cells(structures)
+        known = np.zeros(len(cells), bool)
+        match: list[str | None] = [None] * len(cells)
+        for row, cell in enumerate(cells):
+            family = None if cell is None else self._family(composition_key(cell[1]))
+            label = -1 if family is None or cell is None else family.first_match(cell)
+            if label >= 0:
+                known[row] = True
+                match[row] = str(label) if self._ids is None else str(self._ids[label])
+        return known, match
+
+    def _span(self, key: int) -> slice | None:
+        """Where the crystals of a formula are in the sorted keys."""
+        wanted = np.uint64(key)
+        start = int(np.searchsorted(self._keys, wanted, side="left"))
+        stop = int(np.searchsorted(self._keys, wanted, side="right"))
+        return slice(start, stop) if stop > start else None
+
+    def _family(self, key: int) -> _Family | None:
+        """The crystals of a formula, from memory or read now."""
+        if key in self._families:
+            self._families.move_to_end(key)
+            return self._families[key]
+        span = self._span(key)
+        if span is None:
+            return None
+        family = _Family()
+        rows = self._order[span]
+        for row, cell in zip(rows.tolist(), self._fetch(rows), strict=True):
+            if cell is not None:
+                family.append(cell, row)
+        self._families[key] = family
+        if len(self._families) > self._cached:
+            self._families.popitem(last=False)
+        return family
+
+
+# ------------------------------------------------------------------------------- packing
+
+
+def _pack(cells: Sequence[Cell | None]) -> dict[str, np.ndarray]:
+    """N cells as flat arrays: offsets (N + 1,), lattice (N, 3, 3), numbers, frac_coords."""
+    sizes = [0 if cell is None else len(cell[1]) for cell in cells]
+    present = [cell for cell in cells if cell is not None and len(cell[1])]
+    lattice = np.zeros((len(cells), 3, 3))
+    for row, cell in enumerate(cells):
+        if cell is not None:
+            lattice[row] = cell[0]
+    return {
+        "offsets": np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+        "lattice": lattice,
+        "numbers": np.concatenate([np.zeros(0, np.uint8)] + [c[1] for c in present]).astype(
+            np.uint8
+        ),
+        "frac_coords": np.concatenate([np.zeros((0, 3))] + [c[2] for c in present]),
+    }
+
+
+def _unpack_row(packed: Mapping[str, np.ndarray], row: int) -> Cell | None:
+    """Cell ``row`` of packed arrays; None where there is no crystal."""
+    start, stop = int(packed["offsets"][row]), int(packed["offsets"][row + 1])
+    if stop == start:
+        return None
+    return (
+        np.array(packed["lattice"][row], dtype=float),
+        np.array(packed["numbers"][start:stop], dtype=np.int64),
+        np.array(packed["frac_coords"][start:stop], dtype=float),
+    )
+
+
+def _unpack(packed: Mapping[str, np.ndarray]) -> list[Cell]:
+    """All cells of packed arrays that hold no gap."""
+    cells = (_unpack_row(packed, row) for row in range(len(packed["lattice"])))
+    return [cell for cell in cells if cell is not None]

@@ -1,0 +1,155 @@
+"""The process pool: order, time-outs, crashes that cost one item, no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from nucleate.execution.local import PooledPotential, ProcessPool, submit_relaxations
+from nucleate.physics.chgnet import ChgnetPotential
+from nucleate.physics.graphs import Cell
+from nucleate.physics.potentials import WorkerCrashError
+from nucleate.physics.relax import RelaxStatus
+from nucleate.protocols import Potential
+
+
+def square(items: list[int]) -> list[int | Exception]:
+    """Square, except that 13 kills the worker, 17 hangs and 19 is refused."""
+    out: list[int | Exception] = []
+    for item in items:
+        if item == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == 17:
+            time.sleep(3600)
+        out.append(ValueError("no 19") if item == 19 else item * item)
+    return out
+
+
+def raise_on_seven(items: list[int]) -> list[int]:
+    if 7 in items:
+        raise RuntimeError("no 7")
+    return items
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPool]:
+    with ProcessPool(2, potential="chgnet") as pool:
+        yield pool
+
+
+def flat(futures: list) -> list:
+    return [result for future in futures for result in future.result()]
+
+
+def test_order_is_kept(pool: ProcessPool) -> None:
+    assert flat(pool.map_chunks(square, range(10), 3)) == [k * k for k in range(10)]
+    assert flat(pool.map_chunks(square, range(5), [1, 4])) == [k * k for k in range(5)]
+    assert pool.map_chunks(square, [], 3) == []
+    assert pool.submit(max, 3, 4).result() == 4
+
+
+def test_crash_and_hang_cost_only_their_items(pool: ProcessPool) -> None:
+    results = flat(pool.map_chunks(square, [11, 12, 13, 14, 17, 18, 19], 4, timeout=1.0))
+    assert results[:2] == [121, 144]
+    assert isinstance(results[2], WorkerCrashError)
+    assert results[3] == 196
+    assert isinstance(results[4], TimeoutError)
+    assert results[5] == 324
+    assert isinstance(results[6], ValueError)
+
+
+def test_exception_of_a_chunk_costs_only_its_item(pool: ProcessPool) -> None:
+    results = flat(pool.map_chunks(raise_on_seven, [6, 7, 8], 3))
+    assert results[0] == 6
+    assert isinstance(results[1], RuntimeError)
+    assert results[2] == 8
+
+
+def rock_salt(a: float) -> Structure:
+    return Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(a), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+
+
+def test_pooled_potential_equals_the_potential(pool: ProcessPool) -> None:
+    pooled, own = PooledPotential("chgnet", pool), ChgnetPotential()
+    assert isinstance(pooled, Potential)
+    assert pooled.weights_hash == own.weights_hash
+    broken = Cell(np.eye(3), np.array([1]), np.full((1, 3), np.nan))
+    structures = [rock_salt(a) for a in np.linspace(5.4, 6.0, 20)] + [broken, rock_salt(5.4)]
+    structures += [rock_salt(5.4).get_primitive_structure()]
+    pending = pooled.submit(structures, forces=True)
+    expected = own.evaluate(structures, forces=True)
+    results = pending.result(timeout=60)
+    assert isinstance(results[20], Exception)
+    for ours, theirs in zip(results, expected, strict=True):
+        if not isinstance(theirs, Exception):
+            assert ours.energy == pytest.approx(theirs.energy, abs=1e-6)
+            assert np.allclose(ours.forces, theirs.forces, atol=1e-5)
+    assert results[21] is results[0]
+    assert pooled.evaluate([]) == []
+
+
+def test_relaxations_through_the_pool(pool: ProcessPool) -> None:
+    broken = Cell(np.eye(3), np.array([1]), np.full((1, 3), np.nan))
+    first, second, third = submit_relaxations(
+        [rock_salt(5.5), broken, rock_salt(5.8)], "chgnet", pool
+    ).result(timeout=60)
+    assert first.status is RelaxStatus.CONVERGED
+    assert isinstance(second, Exception)
+    assert third.energy_after == pytest.approx(first.energy_after, abs=1e-3)
+
+
+def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from nucleate.execution.local import ProcessPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(2)\n"
+        "    pids = set()\n"
+        "    while len(pids) < 2:\n"
+        "        pids |= {pool.submit(os.getpid).result()}\n"
+        "    for _ in range(2):\n"
+        "        pool.submit(time.sleep, 600)\n"
+        "    print(*pids, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while (alive := [pid for pid in workers if running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) == 2
+    assert not alive
+
+
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def test_shutdown_ends_the_workers_and_refuses_tasks() -> None:
+    pool = ProcessPool(1, timeout=30)
+    pid = pool.submit(os.getpid).result()
+    pending = pool.submit(time.sleep, 600)
+    pool.shutdown(cancel_futures=True)
+    assert not running(pid)
+    assert pending.done()
+    with pytest.raises(RuntimeError):
+        pool.submit(os.getpid)

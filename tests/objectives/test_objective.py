@@ -1,0 +1,240 @@
+"""The objective: nothing is evaluated twice, failures cost the penalty, every value is kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nucleate.errors import NucleateError, RecipeError
+from nucleate.objectives.objective import Objective, Term
+from nucleate.objectives.shaping import Clip, Linear, Sigmoid
+from nucleate.protocols import CostClass, Scores, Status
+from nucleate.recipe import load_recipe
+from nucleate.store.experience import ExperienceStore
+
+UNIT = Linear(type="linear", low=0, high=1)
+
+
+class Table:
+    """A property that looks numbers up; the "crystals" are the numbers."""
+
+    unit = "1"
+    cost = CostClass.MODEL
+
+    def __init__(self, name: str = "table", fails: Sequence[float] = ()) -> None:
+        self.name, self.key, self.fails = name, f"{name}/1", set(fails)
+        self.seen: list[float] = []
+
+    def evaluate(self, structures: Sequence[Any]) -> Scores:
+        self.seen += structures
+        bad = [s in self.fails for s in structures]
+        return Scores(
+            np.array([np.nan if b else s for s, b in zip(structures, bad, strict=True)]),
+            [Status.UNSUPPORTED if b else Status.OK for b in bad],
+            ["no data: that one" if b else "" for b in bad],
+            {"twice": np.array([2.0 * s for s in structures])},
+        )
+
+
+class Raises(Table):
+    """A property that raises where it should report."""
+
+    def evaluate(self, structures: Sequence[Any]) -> Scores:
+        if any(s in self.fails for s in structures):
+            raise ZeroDivisionError("by zero")
+        return super().evaluate(structures)
+
+
+crystals = st.lists(st.none() | st.integers(0, 5).map(lambda i: i / 5), max_size=12)
+
+
+@settings(deadline=None)
+@given(st.lists(crystals, min_size=1, max_size=4))
+def test_no_crystal_is_evaluated_twice_and_order_is_kept(batches: list[list]) -> None:
+    prop = Table(fails=[0.4])
+    objective = Objective([Term(prop, UNIT)], failure_penalty=-3.0)
+    for step, batch in enumerate(batches):
+        result = objective.score(batch, [str(c) for c in batch], step=step)
+        expected = [-3.0 if c in (None, 0.4) else c for c in batch]
+        np.testing.assert_allclose(result.reward, expected)
+        assert np.isfinite(result.reward).all()
+        assert sum(result.counts.values()) == len(batch)
+        np.testing.assert_array_equal(result.ok, [c not in (None, 0.4) for c in batch])
+    distinct = {c for batch in batches for c in batch if c is not None}
+    assert sorted(prop.seen) == sorted(distinct)
+    assert objective.evaluations_spent() == len(distinct)
+    objective.close()
+
+
+def test_values_statuses_reasons_and_extras() -> None:
+    objective = Objective([Term(Table(fails=[0.5]), UNIT)])
+    result = objective.score(
+        [0.25, None, 0.5, 0.25, None], list("abcad"), reasons=["", "overlap: 0.3 Å", "", "", ""]
+    )
+    scores = result.scores["table"]
+    assert result.status == [
+        Status.OK,
+        Status.INVALID,
+        Status.UNSUPPORTED,
+        Status.OK,
+        Status.INVALID,
+    ]
+    assert result.reason == ["", "overlap: 0.3 Å", "no data: that one", "", "undecodable"]
+    np.testing.assert_array_equal(scores.extra["twice"], [0.5, np.nan, 1.0, 0.5, np.nan])
+    assert np.isnan(scores.value[[1, 2, 4]]).all()
+    assert result.counts == {
+        "ok": 2,
+        "invalid: overlap": 1,
+        "unsupported: no data": 1,
+        "invalid: undecodable": 1,
+    }
+    assert (result.spent, result.reused) == ({"table": 2}, {"table": 0})
+
+
+def test_one_that_raises_costs_only_itself_and_all_that_raise_stop_the_run() -> None:
+    objective = Objective([Term(Raises(fails=[0.5]), UNIT)])
+    result = objective.score([0.1, 0.5, 0.9], list("abc"))
+    assert result.status == [Status.OK, Status.FAILED, Status.OK]
+    assert "ZeroDivisionError" in result.reason[1]
+    hopeless = Objective([Term(Raises(fails=[0.5]), UNIT)])
+    with pytest.raises(NucleateError, match="raised on each of 8"):
+        hopeless.score([0.5] * 8, list("abcdefgh"))
+
+
+def test_a_property_that_lies_is_caught() -> None:
+    class Lies(Table):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            return Scores(np.full(len(structures), np.inf), [Status.OK] * len(structures), [""] * 3)
+
+    assert Objective([Term(Lies(), UNIT)]).score([1, 2, 3], list("abc")).counts == {
+        "failed: no finite number": 3
+    }
+
+    class Short(Table):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            return Scores(np.zeros(1), [Status.OK], [""])
+
+    with pytest.raises(NucleateError, match="1 values for 2"):
+        Objective([Term(Short(), UNIT)]).score([1, 2], list("ab"))
+
+
+def test_submission_returns_at_once_and_shares_what_is_under_way() -> None:
+    gate = threading.Event()
+
+    class Slow(Table):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            gate.wait(30)
+            return super().evaluate(structures)
+
+    prop = Slow()
+    objective = Objective([Term(prop, UNIT)])
+    first = objective.submit([0.1, 0.2], ["a", "b"], step=1)
+    second = objective.submit([0.2, 0.3], ["b", "c"], step=2)
+    assert not first.done()
+    gate.set()
+    assert first.result().spent == {"table": 2}
+    result = second.result()
+    np.testing.assert_allclose(result.reward, [0.2, 0.3])
+    assert (result.spent, result.reused) == ({"table": 1}, {"table": 1})
+    assert sorted(prop.seen) == [0.1, 0.2, 0.3]
+    assert second.result() is result
+    objective.close()
+
+
+def test_a_step_interrupted_after_recording_is_repeated_from_the_record(tmp_path: Path) -> None:
+    with ExperienceStore(tmp_path / "run.sqlite") as store:
+        prop = Table()
+        whole = Objective([Term(prop, UNIT)], store=store).score([0.1, 0.2], list("ab"), step=5)
+        store.rollback(4)
+        again = Objective([Term(prop, UNIT)], store=store).score([0.1, 0.2], list("ab"), step=5)
+        assert (again.spent, again.reused) == (whole.spent, whole.reused)
+        np.testing.assert_array_equal(again.reward, whole.reward)
+        np.testing.assert_array_equal(
+            again.scores["table"].extra["twice"], whole.scores["table"].extra["twice"]
+        )
+    assert prop.seen == [0.1, 0.2]
+
+
+def test_precomputed_values_are_used_and_recorded() -> None:
+    prop = Table()
+    objective = Objective([Term(prop, UNIT)])
+    given_scores = Scores(np.array([0.7, np.nan]), [Status.OK, Status.FAILED], ["", "x"])
+    result = objective.score([0.1, 0.2], list("ab"), precomputed={"table": given_scores})
+    assert result.reward[0] == 0.7
+    assert prop.seen == []
+    assert objective.store.lookup("a", prop.key)["a"].value == 0.7
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"),
+    [
+        ("mean", 0.5),
+        ("weighted", (0.2 + 3 * 0.8) / 4),
+        ("product", 0.16),
+        ("min", 0.2),
+        ("geometric", (0.2 * 0.8**3) ** 0.25),
+        ("chebyshev", -max(0.8 / 3, 0.2)),
+    ],
+)
+def test_combinations(combine: Any, expected: float) -> None:
+    class Rest(Table):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            return super().evaluate([1 - s for s in structures])
+
+    terms = [Term(Table("a"), UNIT), Term(Rest("b"), UNIT, 3.0)]
+    objective = Objective(terms, combine)
+    result = objective.score([0.2, None], ["x", "y"])
+    np.testing.assert_allclose(result.reward, [expected, objective.range[0]])
+    np.testing.assert_allclose(result.shaped["b"][0], 0.8)
+    assert objective.failure_penalty == objective.range[0]
+
+
+def test_one_property_in_two_terms_is_evaluated_once() -> None:
+    prop = Table()
+    sigmoid = Sigmoid(type="sigmoid", centre=0.5, width=0.1)
+    result = Objective([Term(prop, UNIT), Term(prop, sigmoid)]).score([0.5], ["a"])
+    assert prop.seen == [0.5]
+    assert set(result.shaped) == {"table", "table#2"}
+    assert result.reward[0] == 0.5
+
+
+def test_senseless_objectives_are_refused() -> None:
+    clip = Clip(type="clip", low=0, high=1, direction="minimise")
+    with pytest.raises(RecipeError, match="0 and more"):
+        Objective([Term(Table(), clip)], "geometric")
+    with pytest.raises(RecipeError, match="at least one"):
+        Objective([])
+    other = Table()
+    other.key = "table/2"
+    with pytest.raises(RecipeError, match="Two different"):
+        Objective([Term(Table(), UNIT), Term(other, UNIT)])
+
+
+def test_from_recipe_with_a_file_and_a_built_in(tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text(
+        "def atoms(structures):\n    return [len(s) for s in structures]\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "budget: {steps: 1}\n"
+        "objective:\n"
+        "  terms:\n"
+        "    - property: my.py:atoms\n"
+        "      shaping: {type: linear, low: 0, high: 4}\n"
+        "    - property: density\n"
+        "      shaping: {type: linear, low: 0, high: 20}\n"
+    )
+    from pymatgen.core import Lattice, Structure
+
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    objective = Objective.from_settings(recipe.objective, base=tmp_path)
+    structure = Structure(Lattice.cubic(3), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    result = objective.score([structure], ["a"])
+    np.testing.assert_allclose(result.reward, (0.5 + structure.density / 20) / 2)
+    assert objective.costliest.name == "atoms"

@@ -1,0 +1,123 @@
+"""Batched relaxation: reaches the minimum, keeps symmetry, ends each crystal for its own reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.calculators.lj import LennardJones
+from pymatgen.core import Lattice, Structure
+
+from nucleate.errors import RecipeError
+from nucleate.physics.chgnet import ChgnetPotential
+from nucleate.physics.graphs import Cell
+from nucleate.physics.potentials import AsePotential
+from nucleate.physics.relax import RelaxSettings, RelaxStatus, relax
+
+
+@pytest.fixture(scope="module")
+def chgnet() -> ChgnetPotential:
+    return ChgnetPotential()
+
+
+@pytest.fixture
+def argon() -> AsePotential:
+    return AsePotential(LennardJones(sigma=3.4, epsilon=0.0104, rc=9.0, smooth=True))
+
+
+def rock_salt(a: float = 5.69) -> Structure:
+    return Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(a), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    ).get_primitive_structure()
+
+
+def test_perturbed_rock_salt_relaxes_to_the_symmetric_energy(chgnet: ChgnetPotential) -> None:
+    rng = np.random.default_rng(0)
+    disturbed = rock_salt(6.0)
+    disturbed.translate_sites([0], rng.normal(0, 0.03, 3))
+    settings = RelaxSettings(fmax=0.01)
+    first, second = relax([disturbed, rock_salt()], chgnet, settings)
+    for result in (first, second):
+        assert result.status is RelaxStatus.CONVERGED
+        assert result.fmax < settings.fmax
+        assert result.energy_after <= result.energy_before
+    assert first.energy_after == pytest.approx(second.energy_after, abs=1e-3)
+    assert first.volume_ratio < 1
+    assert first.rmsd > 0.05
+    assert second.rmsd < 1e-6
+
+
+def test_equals_ase_on_the_same_filter(argon: AsePotential) -> None:
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE
+
+    structure = Structure(Lattice.hexagonal(4.1, 6.0), ["Ar", "Ar"], [[0, 0, 0], [0.3, 0.62, 0.45]])
+    atoms = structure.to_ase_atoms()
+    atoms.calc = LennardJones(sigma=3.4, epsilon=0.0104, rc=9.0, smooth=True)
+    FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=0.002, steps=500)
+    [result] = relax([structure], argon, RelaxSettings(fmax=0.002, max_steps=500))
+    assert result.status is RelaxStatus.CONVERGED
+    assert result.energy_after == pytest.approx(atoms.get_potential_energy() / 2, abs=2e-4)
+
+
+def test_result_does_not_depend_on_the_batch(argon: AsePotential) -> None:
+    settings = RelaxSettings(fmax=0.005, max_steps=40)
+    structures = [
+        Structure(Lattice.cubic(a), ["Ar"] * 2, [[0, 0, 0], [0.5, 0.48, 0.45]])
+        for a in (4.0, 4.3, 5.0)
+    ]
+    together = relax(structures, argon, settings)
+    for structure, result in zip(structures, together, strict=True):
+        [alone] = relax([structure], argon, settings)
+        assert (alone.status, alone.n_steps) == (result.status, result.n_steps)
+        assert alone.energy_after == pytest.approx(result.energy_after, abs=1e-9)
+
+
+def test_symmetry_can_be_kept(argon: AsePotential) -> None:
+    """A body-centred crystal, unstable for argon, can't leave its symmetry when told to keep it."""
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    cubic = Structure(Lattice.cubic(4.0), ["Ar", "Ar"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    cubic.translate_sites([1], [0.002, 0.001, 0.0])
+    free, kept = (
+        relax([cubic], argon, RelaxSettings(fmax=1e-4, max_steps=400, symprec=symprec))[0]
+        for symprec in (None, 0.05)
+    )
+    assert free.energy_after < kept.energy_after - 1e-4
+    assert SpacegroupAnalyzer(kept.structure, symprec=0.05).get_space_group_number() == 229
+
+
+def test_fixed_cell_keeps_the_lattice(argon: AsePotential) -> None:
+    start = Structure(Lattice.cubic(4.2), ["Ar", "Ar"], [[0, 0, 0], [0.45, 0.5, 0.5]])
+    [result] = relax([start], argon, RelaxSettings(fmax=0.001, cell=False))
+    assert result.status is RelaxStatus.CONVERGED
+    assert np.array_equal(result.structure.lattice.matrix, start.lattice.matrix)
+    assert result.volume_ratio == 1.0
+
+
+def test_each_crystal_ends_for_its_own_reason(argon: AsePotential) -> None:
+    good = Structure(
+        Lattice.cubic(5.3), ["Ar"] * 4, [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    )
+    squeezed = Structure(Lattice.cubic(2.0), ["Ar"], [[0, 0, 0]])
+    broken = Cell(np.eye(3) * 5, np.array([18]), np.full((1, 3), np.nan))
+    slow = Structure(Lattice.cubic(4.6), ["Ar", "Ar"], [[0, 0, 0], [0.4, 0.5, 0.55]])
+    settings = RelaxSettings(fmax=1e-3, max_steps=25, volume_range=(0.5, 2.0))
+    results = relax([good, squeezed, broken, slow], argon, settings)
+    assert [r.status for r in results] == [
+        RelaxStatus.CONVERGED,
+        RelaxStatus.EXPLODED,
+        RelaxStatus.FAILED,
+        RelaxStatus.STEP_CAP,
+    ]
+    assert all(r.reason for r in results[1:])
+    assert results[2].structure is None
+    assert results[3].n_steps == settings.max_steps
+    assert results[3].energy_after < results[3].energy_before
+    [late] = relax([slow], argon, RelaxSettings(timeout=0.0, fmax=1e-6))
+    assert late.status is RelaxStatus.TIMEOUT
+    assert relax([], argon) == []
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(RecipeError, match="positive"):
+        RelaxSettings(fmax=0.0)
