@@ -345,7 +345,7 @@ def _check_url(url: str, explicit: bool) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to http."""
+    """Follows redirects, but to plain http only within the host that was asked for by http."""
 
     def redirect_request(
         self,
@@ -356,7 +356,8 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        _check_url(newurl, explicit=req.full_url.startswith("http://"))
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        _check_url(newurl, explicit=old.scheme == "http" and old.hostname == new.hostname)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -30,7 +30,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 def option(default: Any = ..., description: str = "", unit: str = "", **bounds: Any) -> Any:
     """A field with description, unit and bounds (``ge``, ``gt``, ``le``, ``lt``, ...)."""
-    extra = {"unit": unit} if unit else None
+    extra: dict[str, Any] | None = {"unit": unit} if unit else None
     if callable(default):
         return Field(
             default_factory=default, description=description, json_schema_extra=extra, **bounds
@@ -38,7 +38,7 @@ def option(default: Any = ..., description: str = "", unit: str = "", **bounds: 
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML 1.2 scalars: only true/false are booleans (No is nobelium), 1e-4 is a number."""
 
 
@@ -78,6 +78,11 @@ def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader: plain values only
+
+
 Path_ = tuple[str | int, ...]
 
 
@@ -95,7 +100,7 @@ class Document:
         self._overridden: dict[Path_, str] = {}
         try:
             node = yaml.compose(text, Loader=_Loader)
-            self.data: Any = yaml.load(text, Loader=_Loader)
+            self.data: Any = _read_yaml(text)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise RecipeError(
@@ -144,7 +149,7 @@ class Document:
             )
         parts = tuple(int(p) if p.isdigit() else p.strip() for p in name.strip().split("."))
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = _read_yaml(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"The value of the override {assignment!r} is not YAML.") from error
         where = self.data

@@ -64,9 +64,7 @@ def judged(crystals: list[Structure | None]) -> Evaluation:
         crystals,
         reasons,
         hulls={"chgnet": main, "mp2020": other},
-        reference=ReferenceSet.from_structures(
-            [rock_salt("Na", "Cl", 5.69)], ["mp-22862"]
-        ),
+        reference=ReferenceSet.from_structures([rock_salt("Na", "Cl", 5.69)], ["mp-22862"]),
         charge_balanced=[True] * 8,
         settings=EvaluationSettings(potential="chgnet"),
         name="base",

@@ -27,10 +27,7 @@ def test_a_set_against_itself_changes_nothing(judged: Evaluation) -> None:
         assert row["difference"]["value"] == 0
         assert row["difference"]["low"] <= 0 <= row["difference"]["high"]
         assert row["ratio"]["value"] == 1 or row["base"]["count"] == 0
-    assert all(
-        guard["ratio"] == 1 or math.isnan(guard["ratio"])
-        for guard in comparison["guards"]
-    )
+    assert all(guard["ratio"] == 1 or math.isnan(guard["ratio"]) for guard in comparison["guards"])
     assert comparison["elements"]["total_variation"] == 0
 
 
@@ -73,13 +70,9 @@ def test_written_files_read_back(judged: Evaluation, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "base.csv", keep_default_na=False)
     assert len(table) == 8
     summary = json.loads((tmp_path / "base.json").read_text())
-    assert summary["fractions"]["stable"] == pytest.approx(
-        judged.summary["fractions"]["stable"]
-    )
+    assert summary["fractions"]["stable"] == pytest.approx(judged.summary["fractions"]["stable"])
     results = pd.read_csv(tmp_path / "results.csv", keep_default_na=False)
-    stable = results[(results.quantity == "stable") & (results.hull == "mp2020")].iloc[
-        0
-    ]
+    stable = results[(results.quantity == "stable") & (results.hull == "mp2020")].iloc[0]
     assert (int(float(stable.base_count)), int(float(stable.base_n))) == (8, 16)
     assert not list(tmp_path.glob("*.part"))
 

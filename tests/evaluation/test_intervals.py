@@ -31,9 +31,7 @@ from nucleate.evaluation.intervals import (
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_wilson_equals_published_values(
-    count: int, n: int, low: float, high: float
-) -> None:
+def test_wilson_equals_published_values(count: int, n: int, low: float, high: float) -> None:
     assert wilson(count, n) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -74,9 +72,7 @@ def test_ratio_covers_the_truth_in_95_percent_of_draws() -> None:
     rng = np.random.default_rng(0)
     n, truth = 1000, 0.45 / 0.17
     hits = 0
-    for before, after in zip(
-        rng.binomial(n, 0.17, 2000), rng.binomial(n, 0.45, 2000), strict=True
-    ):
+    for before, after in zip(rng.binomial(n, 0.17, 2000), rng.binomial(n, 0.45, 2000), strict=True):
         interval = ratio(Fraction.of(before, n), Fraction.of(after, n))
         hits += interval.low <= truth <= interval.high
     assert wilson(hits, 2000)[0] <= 0.96

@@ -49,9 +49,7 @@ def test_unique_and_novel_are_the_matchers_verdicts(
     for structure, row in zip(crystals, judged.table.itertuples(), strict=True):
         if structure is None or not row.valid:
             continue
-        assert row.unique == (
-            not any(matcher.fit(structure, other) for other in earlier)
-        )
+        assert row.unique == (not any(matcher.fit(structure, other) for other in earlier))
         assert row.novel == (not matcher.fit(structure, known))
         assert row.known_as == ("" if row.novel else "mp-22862")
         earlier.append(structure)

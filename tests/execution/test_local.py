@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from nucleate.execution.local import PooledPotential, ProcessPool, submit_relaxations
+from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
-from nucleate.physics.graphs import Cell
 from nucleate.physics.potentials import WorkerCrashError
 from nucleate.physics.relax import RelaxStatus
 from nucleate.protocols import Potential
@@ -142,6 +143,15 @@ def running(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state not in "ZX"
+
+
+def test_pool_made_in_a_thread_outlives_the_thread() -> None:
+    made: list[ProcessPool] = []
+    maker = threading.Thread(target=lambda: made.append(ProcessPool(1)))
+    maker.start()
+    maker.join()
+    with made[0] as pool:
+        assert pool.submit(os.getpid).result() == pool.submit(os.getpid).result()
 
 
 def test_shutdown_ends_the_workers_and_refuses_tasks() -> None:

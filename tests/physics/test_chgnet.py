@@ -11,8 +11,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import InputError
+from nucleate.physics.cells import Cell, as_cell
 from nucleate.physics.chgnet import ChgnetPotential
-from nucleate.physics.graphs import Cell, as_cell
 from nucleate.protocols import Potential, PotentialResult
 
 GPA = 160.21766208

@@ -8,7 +8,7 @@ from ase.calculators.lj import LennardJones
 from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import InputError, RecipeError
-from nucleate.physics.graphs import Cell
+from nucleate.physics.cells import Cell
 from nucleate.physics.potentials import AsePotential, WorkerCrashError, get_potential, status_of
 from nucleate.protocols import Potential, PotentialResult, Status
 

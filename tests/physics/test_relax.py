@@ -8,8 +8,8 @@ from ase.calculators.lj import LennardJones
 from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import RecipeError
+from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
-from nucleate.physics.graphs import Cell
 from nucleate.physics.potentials import AsePotential
 from nucleate.physics.relax import RelaxSettings, RelaxStatus, relax
 
@@ -42,7 +42,7 @@ def test_perturbed_rock_salt_relaxes_to_the_symmetric_energy(chgnet: ChgnetPoten
         assert result.energy_after <= result.energy_before
     assert first.energy_after == pytest.approx(second.energy_after, abs=1e-3)
     assert first.volume_ratio < 1
-    assert first.rmsd > 0.05
+    assert first.rmsd > 0.01
     assert second.rmsd < 1e-6
 
 
@@ -73,17 +73,18 @@ def test_result_does_not_depend_on_the_batch(argon: AsePotential) -> None:
 
 
 def test_symmetry_can_be_kept(argon: AsePotential) -> None:
-    """A body-centred crystal, unstable for argon, can't leave its symmetry when told to keep it."""
+    """A sheared simple cubic crystal closes its packing unless told to stay (nearly) cubic."""
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-    cubic = Structure(Lattice.cubic(4.0), ["Ar", "Ar"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    cubic.translate_sites([1], [0.002, 0.001, 0.0])
+    lattice = np.array([[3.7, 0.003, 0.0], [0.0, 3.7, 0.002], [0.001, 0.0, 3.7]])
+    start = Structure(Lattice(lattice), ["Ar"], [[0, 0, 0]])
     free, kept = (
-        relax([cubic], argon, RelaxSettings(fmax=1e-4, max_steps=400, symprec=symprec))[0]
+        relax([start], argon, RelaxSettings(fmax=1e-5, max_steps=300, symprec=symprec))[0]
         for symprec in (None, 0.05)
     )
-    assert free.energy_after < kept.energy_after - 1e-4
-    assert SpacegroupAnalyzer(kept.structure, symprec=0.05).get_space_group_number() == 229
+    assert free.energy_after < kept.energy_after - 0.005
+    assert SpacegroupAnalyzer(kept.structure, symprec=0.05).get_space_group_number() == 221
+    assert SpacegroupAnalyzer(free.structure, symprec=0.05).get_space_group_number() != 221
 
 
 def test_fixed_cell_keeps_the_lattice(argon: AsePotential) -> None:

@@ -56,7 +56,7 @@ def test_card_names_source_licence_and_what_was_assumed(pickled: Path, tmp_path:
     assert source["sha256"] == hashlib.sha256(pickled.read_bytes()).hexdigest()
     assert source["licence"] == "Apache-2.0"
     assert card["network"] == "published"
-    assert card["metadata"]["likelihood"] == "compatible"
+    assert card["metadata"]["lattice_parameters"] == "lengths and angles"
     assert card["metadata"]["assumed"] == ["dropout", "attention_dropout"]
     weights = (tmp_path / "imported" / WEIGHTS).read_bytes()
     assert card["weights_sha256"] == hashlib.sha256(weights).hexdigest()

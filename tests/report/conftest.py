@@ -9,11 +9,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from nucleate.evaluation.best import Best, select_best
-from nucleate.evaluation.sun import evaluate_crystals
 from nucleate.evaluation.summary import Evaluation, EvaluationSettings
+from nucleate.evaluation.sun import evaluate_crystals
 from nucleate.protocols import Scores, Status
 from nucleate.report.data import ReportData, from_objects
 from nucleate.structures.identity import ReferenceSet
+from nucleate.structures.wyckoff import encode
 
 CATIONS = ("Li", "Na", "K", "Mg", "Ca", "Sr", "Ti", "Zr", "Fe", "Zn", "In", "La", "Y", "Ag")
 ANIONS = ("O", "S", "Se", "F", "Cl", "Br", "N", "Te")
@@ -24,49 +25,53 @@ HULLS = {
 
 
 def prototype(kind: int, a: str, b: str, x: str) -> Structure:
-    """One of five structure types in a primitive or conventional cell."""
-    if kind == 0:
-        return Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.3), [a, x], [[0] * 3, [0.5] * 3])
-    if kind == 1:
-        sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
-        return Structure.from_spacegroup("Pm-3m", Lattice.cubic(4.0), [a, b, x], sites)
-    if kind == 2:
-        sites = [[0, 0, 0], [0.25, 0.25, 0.25]]
-        return Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.5), [a, x], sites)
-    if kind == 3:
-        lattice = Lattice.tetragonal(4.6, 3.0)
-        return Structure.from_spacegroup("P4_2/mnm", lattice, [a, x], [[0] * 3, [0.305, 0.305, 0]])
-    lattice = Lattice.hexagonal(3.6, 6.0)
-    return Structure.from_spacegroup("P-3m1", lattice, [a, x], [[0] * 3, [1 / 3, 2 / 3, 0.25]])
+    """One of five structure types, lengths in Å."""
+    face = [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    if kind == 0:  # rock salt
+        return Structure(5.3 * np.array(face), [a, x], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    if kind == 1:  # perovskite
+        faces = [[0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+        return Structure(Lattice.cubic(4.0), [a, b, x, x, x], [[0] * 3, [0.5] * 3, *faces])
+    if kind == 2:  # fluorite
+        return Structure(5.5 * np.array(face), [a, x, x], [[0] * 3, [0.25] * 3, [0.75] * 3])
+    if kind == 3:  # rutile
+        u = 0.305
+        anions = [[u, u, 0], [1 - u, 1 - u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
+        cell = Lattice.tetragonal(4.6, 3.0)
+        return Structure(cell, [a, a, x, x, x, x], [[0] * 3, [0.5] * 3, *anions])
+    layer = [[0, 0, 0], [1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]  # CdI2
+    return Structure(Lattice.hexagonal(3.6, 6.0), [a, x, x], layer)
 
 
-def sample(seed: int, n: int, tuned: bool) -> tuple[list[Structure | None], list[str], list[Scores]]:
-    """``n`` crystals, some undecodable, with made-up energies above two hulls (eV/atom)."""
+def sample(seed: int, n: int, tuned: bool) -> tuple[list[Structure], np.ndarray, list[Scores]]:
+    """``n`` crystals, which are lost, and made-up energies above two hulls (eV/atom)."""
     rng = np.random.default_rng(seed)
-    structures: list[Structure | None] = []
+    structures: list[Structure] = []
     weights = np.linspace(1, 3 if tuned else 1, len(CATIONS))
     for _ in range(n):
         a, b = rng.choice(CATIONS, 2, replace=False, p=weights / weights.sum())
         kind = int(rng.choice(5, p=[0.3, 0.25, 0.2, 0.15, 0.1]))
-        crystal = prototype(kind, str(a), str(b), str(rng.choice(ANIONS)))
-        structures.append(None if rng.random() < (0.03 if tuned else 0.08) else crystal)
-    reasons = ["no site was drawn" if s is None else "" for s in structures]
+        structures.append(prototype(kind, str(a), str(b), str(rng.choice(ANIONS))))
+    lost = rng.random(n) < (0.03 if tuned else 0.08)
     median = 0.11 if tuned else 0.3
     energy = rng.lognormal(math.log(median), 0.9, n) - 0.06
     energy[rng.random(n) < 0.02] = np.nan
     status = [Status.OK if np.isfinite(e) else Status.UNSUPPORTED for e in energy]
     why = ["" if np.isfinite(e) else "the hull lacks Pm" for e in energy]
     main = Scores(energy, status, why, {"energy_per_atom": energy - 4.2})
-    return structures, reasons, [main, Scores(energy + rng.normal(0, 0.03, n), status, why)]
+    return structures, lost, [main, Scores(energy + rng.normal(0, 0.03, n), status, why)]
 
 
 def evaluation(seed: int, n: int, tuned: bool) -> tuple[Evaluation, list[Structure | None]]:
     """A judged synthetic sample."""
-    structures, reasons, scores = sample(seed, n, tuned)
+    drawn, lost, scores = sample(seed, n, tuned)
+    tokens, _ = encode(drawn)
+    structures = [None if gone else s for s, gone in zip(drawn, lost, strict=True)]
     known = [prototype(k, a, a, x) for k in (0, 2) for a in CATIONS[:6] for x in ANIONS[:4]]
     result = evaluate_crystals(
         structures,
-        reasons,
+        ["two atoms on one spot" if gone else "" for gone in lost],
+        tokens=tokens,
         hulls=dict(zip(HULLS, scores, strict=True)),
         reference=ReferenceSet.from_structures(known),
         charge_balanced=[True] * n,

@@ -37,7 +37,7 @@ def rock_salt() -> Structure:
 
 
 def same(first: Structure, second: Structure) -> bool:
-    from pymatgen.core.structure_matcher import StructureMatcher
+    from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.01, scale=False).fit(first, second)
 
@@ -79,8 +79,16 @@ def test_oxidation_states_are_dropped(tmp_path):
         ("disordered.cif", DISORDERED, "disordered"),
         ("empty.cif", "", "empty"),
         ("empty.xyz", "\n", "empty"),
-        ("POSCAR", "TiO2\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 2\nDirect\n0 0 0\n.3 .3 0\n.7 .7 0\n", "line 6"),
-        ("spot.vasp", "x\n1.0\n4 0 0\n0 4 0\n0 0 4\nTi O\n1 1\nDirect\n0 0 0\n0 0 0.002\n", "one spot"),
+        (
+            "POSCAR",
+            "TiO2\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 2\nDirect\n0 0 0\n.3 .3 0\n.7 .7 0\n",
+            "line 6",
+        ),
+        (
+            "spot.vasp",
+            "x\n1.0\n4 0 0\n0 4 0\n0 0 4\nTi O\n1 1\nDirect\n0 0 0\n0 0 0.002\n",
+            "one spot",
+        ),
         ("flat.vasp", "x\n1.0\n4 0 0\n0 4 0\n4 4 0\nTi\n1\nDirect\n0 0 0\n", "volume|broken"),
         ("molecule.xyz", "1\ncomment\nH 0 0 0\n", "no lattice"),
         ("code.json", "__import__('os').getcwd()", "broken"),
@@ -165,11 +173,15 @@ def test_gzip_and_zip_members(tmp_path):
 
 
 def test_parquet_of_arrays(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     s = rutile()
-    good = (s.lattice.matrix.ravel().tolist(), list(s.atomic_numbers), s.frac_coords.ravel().tolist())
+    good = (
+        s.lattice.matrix.ravel().tolist(),
+        list(s.atomic_numbers),
+        s.frac_coords.ravel().tolist(),
+    )
     bad = (good[0], good[1], good[2][:-1])
     table = pa.table(
         {
@@ -291,6 +303,5 @@ def test_full_disk_is_a_storage_error(tmp_path, monkeypatch):
 
 
 def test_given_crystals_all_read(shared):
-    pytest.importorskip("pyarrow")
     parsed = [parse_cell(raw)[1] for raw in iter_raw(shared / "data/crystals/test.parquet")]
     assert len(parsed) == 4325 and not any(parsed)

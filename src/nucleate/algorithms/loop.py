@@ -169,7 +169,7 @@ class Loop:
         metrics = self._metrics(current, result, reward, stable, new) | learnt | measured
         timings = {
             "seconds_sampling": current.seconds_sampling,
-            "seconds_waiting": updating - waiting,
+            "seconds_scoring": updating - waiting,
             "seconds_updating": done - updating,
         }
         formulas = [batch.formula(i) for i in range(len(batch))]
@@ -235,12 +235,12 @@ class Loop:
         valid = size - sum(status is Status.INVALID for status in result.status)
         metrics: dict[str, Any] = {
             "evaluations": self.objective.evaluations_spent(),
-            "reward": float(reward.mean()),
-            "objective": float(result.reward.mean()),
-            "valid": valid / size,
-            "scored": float(result.ok.mean()),
-            "stable": float(stable.mean()),
-            "new": float(new.mean()),
+            "reward_mean": float(reward.mean()),
+            "objective_mean": float(result.reward.mean()),
+            "valid_fraction": valid / size,
+            "scored_fraction": float(result.ok.mean()),
+            "stable_fraction": float(stable.mean()),
+            "new_fraction": float(new.mean()),
             "funnel": {
                 "sampled": size,
                 "decodable": current.decodable,

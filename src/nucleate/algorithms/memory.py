@@ -68,7 +68,7 @@ def diversity(batch: WyckoffBatch) -> dict[str, float]:
     """How varied a batch is: what the guard watches and the log shows.
 
     Returns:
-        ``systems`` and ``space_groups`` (distinct in the batch), ``mean_sites``, ``mean_atoms``
+        ``n_systems`` and ``n_space_groups`` (distinct in the batch), ``mean_sites``, ``mean_atoms``
         (primitive cell) and ``element_entropy`` (nats, over crystals that hold each element).
     """
     systems = {tuple(np.unique(row[row > 0])) for row in batch.species}
@@ -76,8 +76,8 @@ def diversity(batch: WyckoffBatch) -> dict[str, float]:
     counts = counts[counts > 0] / max(1, counts.sum())
     centring = tables().centring_order[batch.space_group.astype(int) - 1]
     return {
-        "systems": float(len(systems)),
-        "space_groups": float(len(np.unique(batch.space_group))),
+        "n_systems": float(len(systems)),
+        "n_space_groups": float(len(np.unique(batch.space_group))),
         "mean_sites": float(batch.n_sites.mean()),
         "mean_atoms": float((batch.n_atoms / centring).mean()),
         "element_entropy": float(-(counts * np.log(counts)).sum()),
@@ -91,8 +91,8 @@ class Guard:
     """
 
     LIMITS: ClassVar[dict[str, str]] = {
-        "systems": "min_systems",
-        "space_groups": "min_space_groups",
+        "n_systems": "min_systems",
+        "n_space_groups": "min_space_groups",
         "mean_sites": "min_sites",
         "mean_atoms": "min_atoms",
         "element_entropy": "min_entropy",
@@ -118,7 +118,7 @@ class Guard:
             least = getattr(self.settings, limit)
             if now < least * before:
                 return (
-                    f"{name.replace('_', ' ')} fell to {now:.3g}, {now / before:.0%} of the "
+                    f"{name.removeprefix('n_').replace('_', ' ')} fell to {now:.3g}, {now / before:.0%} of the "
                     f"{before:.3g} at the start (the guard's limit is {least:.0%})"
                 )
         return ""

@@ -53,11 +53,7 @@ def select_best(
         table = table.assign(hull_support=list(hull_support))
     chosen = table[
         (table["unique"] | table["unique_stable"]) & table["e_above_hull"].notna()
-    ].assign(
-        rank=lambda t: (
-            -(2 * t["sun"] + (t["sun"] & t["stable_new_formula"])).astype(int)
-        )
-    )
+    ].assign(rank=lambda t: -(2 * t["sun"] + (t["sun"] & t["stable_new_formula"])).astype(int))
     chosen = chosen.sort_values(["rank", "e_above_hull"], kind="stable").head(limit)
     best: list[Structure] = []
     rows: list[dict[str, Any]] = []
@@ -65,9 +61,7 @@ def select_best(
         structure = structures[int(position)]
         if structure is not None:
             best.append(structure)
-            rows.append(
-                {str(key): value for key, value in row.items() if key != "rank"}
-            )
+            rows.append({str(key): value for key, value in row.items() if key != "rank"})
     return Best(best, rows)
 
 
@@ -85,9 +79,7 @@ def write_best(best: Best, directory: Path) -> None:
         {"cif": f"{CIF_FOLDER}/{path.name}", **row}
         for path, row in zip(paths, best.rows, strict=True)
     ]
-    write_extxyz(
-        best.structures, directory / CRYSTALS_EXTXYZ, [_properties(r) for r in rows]
-    )
+    write_extxyz(best.structures, directory / CRYSTALS_EXTXYZ, [_properties(r) for r in rows])
     write_table(rows, directory / CRYSTALS_CSV)
 
 
@@ -96,9 +88,7 @@ def _properties(row: Mapping[str, Any]) -> dict[str, Any]:
     kept = {"formula": row["formula"], "space_group": int(row["space_group"])}
     for key, value in row.items():
         if key.startswith(("e_above_hull", "energy_per_atom")):
-            kept[
-                f"{key}_eV_per_atom".replace("_per_atom_eV", "_eV").replace("@", "_")
-            ] = value
+            kept[f"{key}_eV_per_atom".replace("_per_atom_eV", "_eV").replace("@", "_")] = value
     for key in ("stable", "novel", "new_formula", "sun", "hull_support"):
         if key in row:
             kept[key] = row[key]

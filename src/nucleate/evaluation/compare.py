@@ -44,6 +44,7 @@ LABELS = {
     "mean_sites": "mean sites",
     "mean_atoms": "mean atoms",
 }
+DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 RESULTS_CSV = "results.csv"
 RESULTS_MARKDOWN = "results.md"
 COMPARISON_JSON = "comparison.json"
@@ -93,9 +94,7 @@ def _rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str,
         rows.append(_row(flag, hull, fraction, after["fractions"][flag]))
     for hull, flags in list(per_hull.items())[1:]:
         for flag, fraction in flags.items():
-            rows.append(
-                _row(flag, hull, fraction, after["fractions_by_hull"][hull][flag])
-            )
+            rows.append(_row(flag, hull, fraction, after["fractions_by_hull"][hull][flag]))
     return rows
 
 
@@ -104,7 +103,7 @@ def _row(
 ) -> dict[str, Any]:
     a = Fraction.of(before["count"], before["n"])
     b = Fraction.of(after["count"], after["n"])
-    row = {
+    row: dict[str, Any] = {
         "quantity": quantity,
         "label": LABELS.get(quantity, quantity),
         "hull": hull,
@@ -121,13 +120,18 @@ def _row(
 
 
 def guards(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Diversity of the tuned model as a part of the base model's, with the floor to keep."""
+    """Diversity of the tuned model as a part of the base model's, with the floor to keep.
+
+    A quantity that was not measured, such as sites where no tokens were given, is left out.
+    """
     rows = []
     for key, floor in GUARDS.items():
         a, b = before["diversity"][key], after["diversity"][key]
         if isinstance(a, Mapping):
             a, b = a["value"], b["value"]
-        part = b / a if a else math.nan
+        if not a or math.isnan(a):
+            continue
+        part = b / a
         rows.append(
             {
                 "quantity": key,
@@ -142,9 +146,7 @@ def guards(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str
     return rows
 
 
-def element_shift(
-    before: Mapping[str, int], after: Mapping[str, int], n: int
-) -> dict[str, Any]:
+def element_shift(before: Mapping[str, int], after: Mapping[str, int], n: int) -> dict[str, Any]:
     """How the element distribution moved.
 
     Args:
@@ -162,8 +164,7 @@ def element_shift(
     distance = math.nan
     if total_a and total_b:
         distance = 0.5 * math.fsum(
-            abs(after.get(e, 0) / total_b - before.get(e, 0) / total_a)
-            for e in elements
+            abs(after.get(e, 0) / total_b - before.get(e, 0) / total_a) for e in elements
         )
     rows: list[dict[str, Any]] = []
     for element in elements:
@@ -208,7 +209,7 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     for row in comparison["rows"]:
         a, b = row["base"], row["tuned"]
         lines.append(
-            f"| {row['label']} | {row['hull'] or '–'} | {_percent(a)} | {a['count']} | "
+            f"| {row['label']} | {row['hull'] or DASH} | {_percent(a)} | {a['count']} | "
             f"{_percent(b)} | {b['count']} | {_points(row['difference'])} | "
             f"{_times(row['ratio'])} |"
         )
@@ -220,7 +221,8 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     for row in comparison["guards"]:
         lines.append(
             f"| {row['label']} | {row['base']:.4g} | {row['tuned']:.4g} | {row['ratio']:.2f} | "
-            f"{row['floor']:.2f} | {'yes' if row['kept'] else 'NO'} |"
+            f"{row['floor']:.2f} | "
+            f"{'yes' if row['kept'] else 'NO'} |"
         )
     shift = comparison["elements"]
     movers = ", ".join(
@@ -230,20 +232,17 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     lines += [
         "",
         (
-            f"Element distribution: total variation distance {shift['total_variation']:.3f}; samples "
-            f"that hold the element, largest changes: {movers or 'none'}."
+            f"Element distribution: total variation distance {shift['total_variation']:.3f}; "
+            f"samples that hold the element, largest changes: {movers or 'none'}."
         ),
         "",
-        "Methods: "
-        + "; ".join(f"{what}: {how}" for what, how in comparison["methods"].items()),
+        "Methods: " + "; ".join(f"{what}: {how}" for what, how in comparison["methods"].items()),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _percent(part: Mapping[str, float]) -> str:
-    return (
-        f"{100 * part['value']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
-    )
+    return f"{100 * part['value']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
 
 
 def _points(interval: Mapping[str, float]) -> str:
@@ -253,9 +252,9 @@ def _points(interval: Mapping[str, float]) -> str:
 
 def _times(interval: Mapping[str, float]) -> str:
     if math.isnan(interval["value"]):
-        return "–"
+        return DASH
     value = "∞" if math.isinf(interval["value"]) else f"{interval['value']:.2f}"
-    return f"×{value} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{TIMES}{value} [{interval['low']:.2f}, {interval['high']:.2f}]"
 
 
 def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -313,9 +312,7 @@ def write_comparison(comparison: Mapping[str, Any], directory: Path) -> None:
     import pandas as pd
 
     write_json(comparison, directory / COMPARISON_JSON)
-    _write(
-        directory / RESULTS_CSV, pd.DataFrame(to_rows(comparison)).to_csv(index=False)
-    )
+    _write(directory / RESULTS_CSV, pd.DataFrame(to_rows(comparison)).to_csv(index=False))
     _write(directory / RESULTS_MARKDOWN, to_markdown(comparison))
 
 

@@ -90,10 +90,8 @@ def ratio(before: Fraction, after: Fraction) -> Interval:
     """
     if not before.n or not after.n:
         return Interval(math.nan, math.nan, math.nan)
-    if before.count:
-        value = after.value / before.value
-    else:
-        value = math.inf if after.count else math.nan
+    never = math.inf if after.count else math.nan
+    value = after.value / before.value if before.count else never
     a, b, n_a, n_b = (
         float(after.count),
         float(before.count),

@@ -98,9 +98,7 @@ def summarise(
     """
     n = len(table)
     fractions = {
-        flag: Fraction.of(int(table[flag].sum()), n).as_dict()
-        for flag in FLAGS
-        if flag in table
+        flag: Fraction.of(int(table[flag].sum()), n).as_dict() for flag in FLAGS if flag in table
     }
     others = {
         label: {
@@ -115,9 +113,7 @@ def summarise(
         "n": n,
         "denominator": "all requested samples, failed ones included",
         "fractions": fractions,
-        "fractions_by_hull": (
-            {hulls[0]: {f: fractions[f] for f in PER_HULL_FLAGS}} | others
-        )
+        "fractions_by_hull": ({hulls[0]: {f: fractions[f] for f in PER_HULL_FLAGS}} | others)
         if hulls
         else {},
         "diversity": {
@@ -130,9 +126,7 @@ def summarise(
             "mean_atoms": asdict(mean_interval(_known(table["n_atoms"]))),
         },
         "elements": element_counts(described),
-        "elements_stable": element_counts(
-            table[table["stable"]] if "stable" in table else table
-        ),
+        "elements_stable": element_counts(table[table["stable"]] if "stable" in table else table),
         "funnel": funnel(table),
         "failures": failures(table),
         "e_above_hull": _quantiles(table),
@@ -149,11 +143,7 @@ def summarise(
 def element_counts(table: pd.DataFrame) -> dict[str, int]:
     """Number of crystals that hold each element."""
     return dict(
-        sorted(
-            Counter(
-                e for elements in table["elements"] for e in elements.split()
-            ).items()
-        )
+        sorted(Counter(e for elements in table["elements"] for e in elements.split()).items())
     )
 
 
@@ -221,9 +211,7 @@ def pool(evaluations: Sequence[Evaluation], name: str) -> dict[str, Any]:
     first = summaries[0]
 
     def add(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        total = Fraction.of(
-            sum(p["count"] for p in parts), sum(p["n"] for p in parts)
-        ).as_dict()
+        total = Fraction.of(sum(p["count"] for p in parts), sum(p["n"] for p in parts)).as_dict()
         return {**total, "seeds": [p["value"] for p in parts]}
 
     pooled = {
@@ -232,13 +220,11 @@ def pool(evaluations: Sequence[Evaluation], name: str) -> dict[str, Any]:
         "n": sum(s["n"] for s in summaries),
         "seeds": len(summaries),
         "fractions": {
-            flag: add([s["fractions"][flag] for s in summaries])
-            for flag in first["fractions"]
+            flag: add([s["fractions"][flag] for s in summaries]) for flag in first["fractions"]
         },
         "fractions_by_hull": {
             hull: {
-                flag: add([s["fractions_by_hull"][hull][flag] for s in summaries])
-                for flag in flags
+                flag: add([s["fractions_by_hull"][hull][flag] for s in summaries]) for flag in flags
             }
             for hull, flags in first["fractions_by_hull"].items()
         },
@@ -250,9 +236,7 @@ def pool(evaluations: Sequence[Evaluation], name: str) -> dict[str, Any]:
         pooled[key] = dict(sum((Counter(s[key]) for s in summaries), Counter()))
     stages = {stage for s in summaries for stage in s["failures"]}
     pooled["failures"] = {
-        stage: dict(
-            sum((Counter(s["failures"].get(stage, {})) for s in summaries), Counter())
-        )
+        stage: dict(sum((Counter(s["failures"].get(stage, {})) for s in summaries), Counter()))
         for stage in sorted(stages)
     }
     return pooled

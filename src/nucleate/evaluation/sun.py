@@ -93,29 +93,20 @@ def evaluate_crystals(
     n = len(structures)
     beside = {"reasons": reasons, "tokens": tokens, "invalid": invalid, **hulls}
     _check_lengths(n, {**beside, "charge_balanced": charge_balanced})
-    decodable = np.array(
-        [structure is not None for structure in structures], dtype=bool
-    )
+    decodable = np.array([structure is not None for structure in structures], dtype=bool)
     if invalid is None:
         invalid = _validity(structures)
     valid = decodable & np.array([not reason for reason in invalid], dtype=bool)
-    balanced = (
-        _charge_balance(structures) if charge_balanced is None else charge_balanced
-    )
+    balanced = _charge_balance(structures) if charge_balanced is None else charge_balanced
     columns: dict[str, Any] = {"sample": np.arange(n), **_describe(structures, tokens)}
     columns["decodable"] = decodable
     columns["valid"] = valid
     columns["reason"] = [
-        (reasons[i] or "undecodable") if not decodable[i] else invalid[i]
-        for i in range(n)
+        (reasons[i] or "undecodable") if not decodable[i] else invalid[i] for i in range(n)
     ]
-    balanced = (
-        _charge_balance(structures) if charge_balanced is None else charge_balanced
-    )
+    balanced = _charge_balance(structures) if charge_balanced is None else charge_balanced
     if balanced is not None:
-        columns["charge_balanced"] = valid & np.array(
-            [bool(b) for b in balanced], dtype=bool
-        )
+        columns["charge_balanced"] = valid & np.array([bool(b) for b in balanced], dtype=bool)
     else:
         unmeasured = {"charge_balanced": "not measured, SMACT is not installed"}
         settings = replace(settings, extra={**settings.extra, **unmeasured})
@@ -137,25 +128,19 @@ def evaluate_crystals(
         stable = valid & scores.ok & (e_above_hull < settings.stable_below)
         on_hull = stable & (e_above_hull <= 0)
         columns[column("e_above_hull", suffix)] = e_above_hull
-        columns[column("score_status", suffix)] = [
-            str(status) for status in scores.status
-        ]
+        columns[column("score_status", suffix)] = [str(status) for status in scores.status]
         columns[column("score_reason", suffix)] = list(scores.reason)
         columns[column("stable", suffix)] = stable
         columns[column("on_hull", suffix)] = on_hull
         columns[column("metastable", suffix)] = stable & ~on_hull
         unique_stable = _unique(structures, stable)
         columns[column("unique_stable", suffix)] = unique_stable
-        columns[column("stable_new_formula", suffix)] = (
-            stable & new & _first_of(formulas, stable)
-        )
+        columns[column("stable_new_formula", suffix)] = stable & new & _first_of(formulas, stable)
         columns[column("sun", suffix)] = unique_stable & columns["novel"]
         for key, values in scores.extra.items():
             columns.setdefault(key, np.where(valid, values, np.nan))
     table = pd.DataFrame(columns)
-    return Evaluation(
-        name, table, summarise(table, settings, hulls=list(hulls), name=name)
-    )
+    return Evaluation(name, table, summarise(table, settings, hulls=list(hulls), name=name))
 
 
 def _check_lengths(n: int, parts: Mapping[str, Sized | None]) -> None:
@@ -244,13 +229,9 @@ def _first_of(names: Sequence[str], among: np.ndarray) -> np.ndarray:
     return first
 
 
-def _where(
-    structures: Sequence[Structure | None], among: np.ndarray
-) -> list[Structure | None]:
+def _where(structures: Sequence[Structure | None], among: np.ndarray) -> list[Structure | None]:
     """The crystals of the rows in ``among``, None elsewhere."""
-    return [
-        s if keep else None for s, keep in zip(structures, among.tolist(), strict=True)
-    ]
+    return [s if keep else None for s, keep in zip(structures, among.tolist(), strict=True)]
 
 
 def _unique(structures: Sequence[Structure | None], among: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pebble
 
+from nucleate.physics.cells import as_cell, for_potential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
-    from nucleate.physics.graphs import Cell
+    from nucleate.physics.cells import Cell
     from nucleate.physics.relax import Relaxation, RelaxSettings
     from nucleate.protocols import PotentialResult
 
-ATOMS_PER_CHUNK = (60, 1200)  # least and most atoms that one task of PooledPotential holds
+ATOMS_PER_CHUNK = (150, 2000)  # least and most atoms that one task of PooledPotential holds
 
 
 def _die_with_parent(parent: int) -> None:
@@ -77,6 +78,20 @@ def _potential(spec: str) -> Any:
     return get_potential(spec)
 
 
+def _n_cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start(pool: pebble.ProcessPool, started: threading.Event, closed: threading.Event) -> None:
+    """Start the workers and stay until the pool is closed."""
+    pool.schedule(os.getpid)
+    started.set()
+    closed.wait()
+
+
 class ProcessPool(concurrent.futures.Executor):
     """A pool of worker processes with a time-out for each task.
 
@@ -102,7 +117,7 @@ class ProcessPool(concurrent.futures.Executor):
         initializer: Callable[..., Any] | None = None,
         initargs: tuple = (),
     ) -> None:
-        self.n_workers = n_workers or len(os.sched_getaffinity(0))
+        self.n_workers = n_workers or _n_cores()
         self.timeout = timeout
         self._unfinished: set[Future[Any]] = set()
         self._pool = pebble.ProcessPool(
@@ -111,6 +126,13 @@ class ProcessPool(concurrent.futures.Executor):
             initargs=(os.getpid(), potential, initializer, initargs),
             context=multiprocessing.get_context("spawn"),
         )
+        # On Linux a child dies with the thread that made it, so one thread must outlive the pool.
+        self._closed = threading.Event()
+        started = threading.Event()
+        threading.Thread(
+            target=_start, args=(self._pool, started, self._closed), daemon=True, name="pool-start"
+        ).start()
+        started.wait()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` in a worker.
@@ -142,7 +164,7 @@ class ProcessPool(concurrent.futures.Executor):
                 outer.set_exception(
                     WorkerCrashError(f"the worker process died (exit code {error.exitcode})")
                 )
-            except Exception as error:  # noqa: BLE001  # the task's own, handed on
+            except Exception as error:  # the task's own, handed on
                 outer.set_exception(error)
 
         inner.add_done_callback(finish)
@@ -189,10 +211,11 @@ class ProcessPool(concurrent.futures.Executor):
                 future.set_exception(_stopped())
         if cancel_futures:
             self._unfinished.clear()
+        if wait or cancel_futures:
+            self._closed.set()
 
-    def __exit__(self, exc_type: type | None, *rest: object) -> bool:
+    def __exit__(self, exc_type: type | None, *rest: object) -> None:
         self.shutdown(wait=True, cancel_futures=exc_type is not None)
-        return False
 
 
 def _stopped() -> WorkerCrashError:
@@ -264,7 +287,10 @@ def _wrong_length(function: Callable) -> Exception:
 def _evaluate(
     spec: str, forces: bool, stress: bool, magmoms: bool, cells: list[Cell]
 ) -> list[PotentialResult | Exception]:
-    return _potential(spec).evaluate(cells, forces=forces, stress=stress, magmoms=magmoms)
+    potential = _potential(spec)
+    return potential.evaluate(
+        for_potential(cells, potential), forces=forces, stress=stress, magmoms=magmoms
+    )
 
 
 def _relax(spec: str, settings: RelaxSettings, cells: list[Cell]) -> list[Relaxation]:
@@ -291,6 +317,7 @@ class PooledPotential:
 
     def __init__(self, spec: str, pool: ProcessPool, *, timeout: float | None = 60.0) -> None:
         described = get_potential(spec)
+        self.accepts_cells = True
         self.name = described.name
         self.level_of_theory = described.level_of_theory
         self.correction = described.correction
@@ -357,15 +384,13 @@ def _spread(
     timeout: float | None,
 ) -> Future[list[Any]]:
     """Run ``work`` on chunks of the distinct structures; a future of results in their order."""
-    from nucleate.physics.graphs import as_cell
-
     results: list[Any] = [None] * len(structures)
     owners: dict[tuple[bytes, ...], list[int]] = {}
     cells: list[Cell] = []
     for i, structure in enumerate(structures):
         try:
             cell = as_cell(structure)
-        except Exception as error:  # noqa: BLE001  # that structure's own failure
+        except Exception as error:  # that structure's own failure
             results[i] = error
             continue
         owners.setdefault(tuple(array.tobytes() for array in cell), []).append(i)
@@ -386,9 +411,9 @@ def _spread(
 
 
 def _chunk_sizes(n_atoms: list[int], n_workers: int) -> list[int]:
-    """Sizes of consecutive chunks with about equal numbers of atoms, four or more a worker."""
+    """Sizes of consecutive chunks with about equal numbers of atoms, three or more a worker."""
     least, most = ATOMS_PER_CHUNK
-    target = min(max(sum(n_atoms) / (4 * n_workers), least), most)
+    target = min(max(sum(n_atoms) / (3 * n_workers), least), most)
     sizes: list[int] = []
     filled = target
     for n in n_atoms:
@@ -417,7 +442,7 @@ def _gather(futures: list[Future[Any]], collect: Callable[[list[Any]], Any]) -> 
     def finish() -> None:
         try:
             outer.set_result(collect([future.result() for future in futures]))
-        except Exception as error:  # noqa: BLE001  # handed to whoever waits
+        except Exception as error:  # handed to whoever waits
             outer.set_exception(error)
 
     if not futures:

@@ -11,7 +11,6 @@ submission is not evaluated again.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nucleate import plugins
-from nucleate.errors import NucleateError, RecipeError
+from nucleate.errors import RecipeError
+from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property
 from nucleate.objectives.settings import Combine, ObjectiveSettings
 from nucleate.objectives.shaping import Shaping
 from nucleate.protocols import CostClass, Property, Scores, Status
@@ -30,8 +29,6 @@ from nucleate.store.experience import Evaluation, ExperienceStore
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-
-_HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
 
 
 @dataclass(frozen=True)
@@ -320,12 +317,12 @@ class Objective:
                 raise ValueError(f"{len(given)} precomputed values, {len(structures)} structures")
             rows = [first[d] for d in missing]
             future = Future()
-            future.set_result(dict(zip(missing, _evaluations(given, rows, 0.0), strict=True)))
+            future.set_result(dict(zip(missing, evaluations_of(given, rows, 0.0), strict=True)))
         elif missing:
             chosen = [s for d in missing if (s := structures[first[d]]) is not None]
             if prop.name not in self._threads:
                 self._threads[prop.name] = ThreadPoolExecutor(1, f"nucleate-{prop.name}")
-            future = self._threads[prop.name].submit(_evaluate, prop, missing, chosen)
+            future = self._threads[prop.name].submit(evaluate, prop, missing, chosen)
         work = _Work(prop, known, borrowed, future, list(first), step)
         running.update(dict.fromkeys(missing, work))
         return work
@@ -350,7 +347,9 @@ class Objective:
     # -- combination ---------------------------------------------------------------------------
 
     def _range(self) -> tuple[float, float]:
-        low, high = (np.array(ends) for ends in zip(*(t.shaping.range for t in self.terms)))
+        low, high = (
+            np.array(ends) for ends in zip(*(t.shaping.range for t in self.terms), strict=True)
+        )
         if self.combine in ("product", "geometric") and low.min() < 0:
             raise RecipeError(
                 f"'{self.combine}' needs scores of 0 and more.",
@@ -401,100 +400,3 @@ class Objective:
         if ok.any():
             reward[ok] = self._combined(np.stack([column[ok] for column in shaped.values()]))
         return ObjectiveResult(reward, dict(scores), shaped, final_status, final_reason)
-
-
-def make_property(
-    name: str,
-    settings: Mapping[str, Any] | None = None,
-    *,
-    resources: Mapping[str, Any] | None = None,
-    base: Path = Path(),
-) -> Property:
-    """A property by name or ``path.py:function``.
-
-    Args:
-        name: name of a plug-in, or a file and function.
-        settings: its settings.
-        resources: objects handed to those of its parameters that have these names.
-        base: folder that a file is relative to beside the working directory.
-
-    Raises:
-        RecipeError: unknown name or setting.
-        InputError: the file can't be run.
-    """
-    import inspect
-
-    resources = resources or {}
-    if plugins.is_custom(name):
-        from nucleate.properties.custom import CustomProperty
-
-        plugins.check_custom_settings(settings or {}, f"property {name!r}")
-        path, function = plugins.custom_path(name, base, f"property {name!r}")
-        return CustomProperty.from_file(
-            path, function, pool=resources.get("pool"), **dict(settings or {})
-        )
-    parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
-    shared = {key: value for key, value in resources.items() if key in parameters}
-    made: Property = plugins.create(plugins.PROPERTIES, name, {**shared, **(settings or {})})
-    return made
-
-
-def _evaluate(
-    prop: Property, digests: Sequence[str], structures: Sequence[Structure]
-) -> dict[str, Evaluation]:
-    """Evaluations by digest; what raises on the whole batch is tried crystal by crystal."""
-    started = time.perf_counter()
-    try:
-        scores = _checked(prop, structures)
-    except NucleateError:
-        raise
-    except Exception as error:  # noqa: BLE001  # a property is anybody's code
-        return dict(zip(digests, _one_by_one(prop, structures, error), strict=True))
-    seconds = (time.perf_counter() - started) / max(len(structures), 1)
-    return dict(zip(digests, _evaluations(scores, range(len(structures)), seconds), strict=True))
-
-
-def _one_by_one(
-    prop: Property, structures: Sequence[Structure], whole: Exception
-) -> list[Evaluation]:
-    evaluations, raised = [], 0
-    for structure in structures:
-        started = time.perf_counter()
-        try:
-            scores = _checked(prop, [structure])
-        except Exception as error:  # noqa: BLE001  # a property is anybody's code
-            raised += 1
-            reason = f"{prop.name} raised {type(error).__name__}: {error}"
-            evaluations.append(Evaluation(math.nan, Status.FAILED, reason))
-            continue
-        evaluations += _evaluations(scores, [0], time.perf_counter() - started)
-    if raised == len(structures) >= _HOPELESS:
-        raise NucleateError(
-            f"The property {prop.name!r} raised on each of {raised} crystals.",
-            f"{type(whole).__name__}: {whole}.",
-            "It takes a list of structures and gives one value for each; mend it and try again.",
-        ) from whole
-    return evaluations
-
-
-def _checked(prop: Property, structures: Sequence[Structure]) -> Scores:
-    scores = prop.evaluate(structures)
-    if len(scores) != len(structures):
-        raise NucleateError(
-            f"The property {prop.name!r} gave {len(scores)} values for {len(structures)} crystals.",
-            fix="A property gives one value for each crystal, in the same order.",
-        )
-    return scores
-
-
-def _evaluations(scores: Scores, rows: Sequence[int] | range, seconds: float) -> list[Evaluation]:
-    evaluations = []
-    for i in rows:
-        value, status, reason = float(scores.value[i]), scores.status[i], scores.reason[i]
-        if status is Status.OK and not math.isfinite(value):
-            status, reason = Status.FAILED, "no finite number"
-        if status is not Status.OK:
-            value = math.nan
-        extra = {name: float(column[i]) for name, column in scores.extra.items()}
-        evaluations.append(Evaluation(value, status, reason, seconds, extra))
-    return evaluations

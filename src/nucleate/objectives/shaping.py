@@ -47,7 +47,7 @@ class Clip(_Interval):
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         """Score of values of any shape, same shape."""
-        clipped = np.clip(value, self.low, self.high)
+        clipped: np.ndarray = np.clip(value, self.low, self.high)
         return clipped if self.direction == "maximise" else -clipped
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -22,60 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleate.errors import InputError, StorageError, did_you_mean
-from nucleate.physics.simplex import cheapest_mixture
+from nucleate.errors import InputError
+from nucleate.physics.hull_card import DEFAULT_HULL, DERIVED, HullCard, locate, read_card
+from nucleate.physics.simplex import Optimum, cheapest_mixture
 from nucleate.structures.elements import SYMBOLS
+from nucleate.structures.writing import replacing
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition
 
     CompositionLike = Composition | str | Mapping[str, float] | np.ndarray
 
-SHIPPED = ("mp2020", "chgnet")
-SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "data" / "hulls"
-DEFAULT_HULL = "mp2020"
 CACHED_SYSTEMS = 20_000  # chemical systems whose phase lists are kept, about 1 kB each
 CHUNK_DOUBLES = 2_000_000  # size of the largest array of a batch of linear programmes
 ISOTOPES = {"D": "H", "T": "H"}
-
-
-@dataclass(frozen=True)
-class HullCard:
-    """Where a hull comes from and what it may be used for.
-
-    Attributes:
-        name: short name, such as "mp2020".
-        potential: what gave the energies: "DFT" or the name of a potential.
-        weights_hash: sha256 of the potential's weights, "" for DFT.
-        level_of_theory: such as "PBE(+U)".
-        correction: energy correction scheme included, "MP2020", "legacy" or "none".
-        source: the data set.
-        licence: licence of the data.
-        attribution: whom to credit.
-        date: ISO date of making.
-        geometry: what was done to the structures ("as given", "relaxed").
-        keep_eV_per_atom: phases up to this far above the hull are kept.
-        data_hashes: sha256 of each input file.
-        reference_source: what the energies of the elements are.
-        reference_exceptions: element -> source, where it differs from ``reference_source``.
-        notes: limits and remarks.
-    """
-
-    name: str
-    potential: str
-    level_of_theory: str
-    correction: str
-    source: str
-    licence: str = ""
-    attribution: str = ""
-    date: str = ""
-    weights_hash: str = ""
-    geometry: str = "as given"
-    keep_eV_per_atom: float = 0.0
-    data_hashes: dict[str, str] = field(default_factory=dict)
-    reference_source: str = ""
-    reference_exceptions: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 class Hull:
@@ -176,7 +136,7 @@ class Hull:
             if lacking:
                 reasons[i] = f"the hull {self.name!r} lacks {', '.join(sorted(lacking))}"
         total = x.sum(axis=1)
-        for i in np.flatnonzero(~(total > 0)):
+        for i in np.flatnonzero(~(total > 0)).tolist():
             reasons[i] = reasons[i] or "the composition is empty"
         bad = np.array([bool(reason) for reason in reasons], dtype=bool)
         x[bad] = np.nan
@@ -193,15 +153,15 @@ class Hull:
             (B,) int64: reference phases, other than the elements, made of no other elements than
             the composition's; -1 where the composition is not covered.
         """
-        x, reasons = self.fractions(compositions)
-        systems = [tuple(np.flatnonzero(row).tolist()) for row in x]
-        return np.array(
-            [
-                -1 if reason else len(self._phases_of(system)) - len(system)
-                for system, reason in zip(systems, reasons, strict=True)
-            ],
-            dtype=np.int64,
-        )
+        return self.support_of(self.fractions(compositions)[0])
+
+    def support_of(self, fractions: np.ndarray) -> np.ndarray:
+        """:meth:`support` for (B, E) atomic fractions; -1 for rows of NaN."""
+        counts = np.full(len(fractions), -1, dtype=np.int64)
+        for i in np.flatnonzero(np.isfinite(fractions).all(axis=1)):
+            system = tuple(np.flatnonzero(fractions[i]).tolist())
+            counts[i] = len(self._phases_of(system)) - len(system)
+        return counts
 
     # ------------------------------------------------------------------ energies
 
@@ -279,13 +239,20 @@ class Hull:
                     mixture[formula] = mixture.get(formula, 0.0) + float(weight)
         return dict(sorted(mixture.items(), key=lambda item: -item[1]))
 
+    def phase_composition(self, index: int) -> dict[str, int]:
+        """Symbols of one phase with their smallest integer amounts."""
+        columns, amounts = _integers(self._fractions[index])
+        return {self.elements[j]: int(n) for j, n in zip(columns, amounts, strict=True)}
+
     def phase_formula(self, index: int) -> str:
         """Reduced formula of one phase."""
         from pymatgen.core import Composition
 
-        row = self._fractions[index]
-        counts = {self.elements[j]: int(n) for j, n in zip(*_integers(row), strict=True)}
-        return Composition(counts).reduced_formula
+        return Composition(self.phase_composition(index)).reduced_formula
+
+    def forget(self) -> None:
+        """Drop the chemical systems cached so far."""
+        self._systems.clear()
 
     def _formation(
         self, x: np.ndarray, reasons: list[str], energies_per_atom: np.ndarray
@@ -338,38 +305,36 @@ class Hull:
             groups.setdefault(tuple(listed[starts[i] : starts[i + 1]]), []).append(i + n)
         return {system: np.array(phases, dtype=np.int32) for system, phases in groups.items()}
 
-    def _solve(self, fractions: np.ndarray):  # type: ignore[no-untyped-def]
-        """Yield (rows, phase indices (b, P), Optimum) over batches of equal numbers of elements."""
-        systems = [tuple(np.flatnonzero(row).tolist()) for row in fractions]
-        phases = [self._phases_of(system) if system else None for system in systems]
-        sizes: dict[int, list[int]] = {}
-        for i, system in enumerate(systems):
-            if system and np.isfinite(fractions[i]).all():
-                sizes.setdefault(len(system), []).append(i)
-        for k, members in sizes.items():
-            members.sort(key=lambda i: len(phases[i]))
-            start = 0
-            while start < len(members):
-                # sizes ascend, so the widest of a batch is its last: shrink until it fits
-                stop = len(members)
-                while (stop - start) * len(phases[members[stop - 1]]) * k > CHUNK_DOUBLES:
-                    if stop - start == 1:
-                        break
-                    stop = start + (stop - start + 1) // 2
-                rows = np.array(members[start:stop])
-                yield self._solve_batch(rows, [phases[i] for i in rows], systems, fractions)
-                start = stop
+    def _solve(self, fractions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Optimum]]:
+        """Solve (B, E) compositions in batches of equal numbers of elements.
 
-    def _solve_batch(self, rows, phases, systems, fractions):  # type: ignore[no-untyped-def]
-        columns = np.array([systems[i] for i in rows])
-        width = max(len(p) for p in phases)
-        padded = np.full((len(rows), width), -1, dtype=np.int64)
-        for i, p in enumerate(phases):
-            padded[i, : len(p)] = p
-        a = self._fractions[padded[:, :, None], columns[:, None, :]]
-        e = np.where(padded >= 0, self._energies[padded], np.inf)
-        x = np.take_along_axis(fractions[rows], columns, axis=1)
-        return rows, padded, cheapest_mixture(a, e, x)
+        Yields:
+            the (b,) rows of a batch, the (b, P) phases that compete in each, and the solutions,
+            whose ``phases`` index the second.
+        """
+        finite = np.isfinite(fractions).all(axis=1)
+        systems = [tuple(np.flatnonzero(row).tolist()) for row in fractions]
+        by_size: dict[int, list[int]] = {}
+        for i in np.flatnonzero(finite).tolist():
+            by_size.setdefault(len(systems[i]), []).append(i)
+        for k, members in by_size.items():
+            phases = {i: self._phases_of(systems[i]) for i in members}
+            members.sort(key=lambda i, phases=phases: len(phases[i]))  # type: ignore[misc]
+            while members:
+                widest = len(phases[members[0]])
+                count = 1
+                while count < len(members):
+                    widest = len(phases[members[count]])
+                    if (count + 1) * widest * k > CHUNK_DOUBLES:
+                        break
+                    count += 1
+                rows, members = np.array(members[:count]), members[count:]
+                columns = np.array([systems[i] for i in rows])
+                listed = _padded([phases[i] for i in rows.tolist()])
+                a = self._fractions[listed[:, :, None], columns[:, None, :]]
+                e = np.where(listed >= 0, self._energies[listed], np.inf)
+                x = np.take_along_axis(fractions[rows], columns, axis=1)
+                yield rows, listed, cheapest_mixture(a, e, x)
 
     # ------------------------------------------------------------------ files
 
@@ -380,7 +345,7 @@ class Hull:
         target = Path(path).with_suffix(".safetensors")
         n = len(self.elements)
         counts = [_integers(row) for row in self._fractions[n:]]
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "references": self.references,
             "n_elements": np.array([len(c[0]) for c in counts], dtype=np.uint8),
             "columns": _joined([c[0] for c in counts], np.uint8),
@@ -393,19 +358,10 @@ class Hull:
             "elements": list(self.elements),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for file, content in (
-                (target, data),
-                (target.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode()),
-            ):
-                partial = file.with_name(file.name + ".partial")
-                partial.write_bytes(content)
-                partial.replace(file)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write the hull {target}", str(error), "Choose another folder."
-            ) from error
+        with replacing(target, "wb") as file:
+            file.write(data)
+        with replacing(target.with_suffix(".json")) as file:
+            file.write(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         return target
 
     @classmethod
@@ -415,11 +371,11 @@ class Hull:
         Raises:
             InputError: no such hull, or the file is truncated, foreign or without its card.
         """
-        path = _locate(name_or_path)
-        card = _read_card(path)
+        path = locate(name_or_path)
+        card = read_card(path)
         data = path.read_bytes()
         try:
-            if hashlib.sha256(data).hexdigest() != card.pop("sha256"):
+            if hashlib.sha256(data).hexdigest() != card["sha256"]:
                 raise ValueError("it is not the file that its card describes (sha256 differs)")
             return cls._decode(data, card)
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -438,8 +394,8 @@ class Hull:
             tensors = load(data)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        elements = card.pop("elements")
-        card.pop("phases")
+        elements = card["elements"]
+        provenance = HullCard(**{k: v for k, v in card.items() if k not in DERIVED})
         n_elements = tensors["n_elements"].astype(np.int64)
         rows = np.repeat(np.arange(len(n_elements)), n_elements)
         fractions = np.zeros((len(n_elements), len(elements)))
@@ -450,7 +406,7 @@ class Hull:
             fractions,
             tensors["formation_energies"],
             tensors["references"],
-            HullCard(**card),
+            provenance,
         )
 
 
@@ -465,7 +421,15 @@ def _amounts(composition: CompositionLike) -> list[tuple[str, float]]:
         from pymatgen.core import Composition
 
         composition = Composition(composition)
-    return [(getattr(k, "symbol", k), float(v)) for k, v in composition.items() if v]
+    return [(str(getattr(k, "symbol", k)), float(v)) for k, v in composition.items() if v]
+
+
+def _padded(lists: list[np.ndarray]) -> np.ndarray:
+    """(b, P) int64, the lists one below the other, -1 where they end."""
+    lengths = np.array([len(entries) for entries in lists])
+    padded = np.full((len(lists), int(lengths.max())), -1, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(lists)
+    return padded
 
 
 def _integers(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -484,46 +448,3 @@ def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
     if len(joined) and joined.max() > np.iinfo(dtype).max:
         raise ValueError(f"an amount of {joined.max()} does not fit the file format")
     return joined.astype(dtype)
-
-
-def _locate(name_or_path: str | Path) -> Path:
-    name = str(name_or_path)
-    if name in SHIPPED:
-        return SHIPPED_FOLDER / f"{name}.safetensors"
-    path = Path(name)
-    if path.suffix == ".json":
-        path = path.with_suffix(".safetensors")
-    if not path.is_file():
-        raise InputError(
-            f"there is no hull {name!r}",
-            f"it is neither a shipped hull nor a file. {did_you_mean(name, SHIPPED)}",
-            "Give a shipped name or the path of a .safetensors hull file.",
-        )
-    return path
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    file = path.with_suffix(".json")
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {file}, the card of the hull {path.name}",
-            str(error),
-            "Keep the .json card beside the .safetensors file.",
-        ) from error
-    known = {f.name for f in fields(HullCard)} | {"phases", "elements", "sha256"}
-    required = {"name", "potential", "level_of_theory", "correction", "source"} | {
-        "phases",
-        "elements",
-        "sha256",
-    }
-    wrong = (set(card) - known if isinstance(card, dict) else {"<not a mapping>"}) or (
-        required - set(card)
-    )
-    if wrong:
-        raise InputError(
-            f"the card {file} has unknown or missing fields: {', '.join(sorted(wrong))}",
-            fix="Make the hull again with 'nucleate hull build'.",
-        )
-    return card

@@ -1,54 +1,33 @@
 """Reference hulls from known phases: tables, entries, or the energies of a potential.
 
-Whatever the source, the phases end in a :class:`PhaseTable` on one energy scale, and
-:func:`hull_from_phases` keeps those on the hull, or near it.
+Whatever the source, the phases come as a :class:`~nucleate.physics.phases.PhaseTable` on one
+energy scale, and :func:`hull_from_phases` keeps those on the hull, or near it.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nucleate.errors import InputError
-from nucleate.physics.hull import Hull, HullCard
+from nucleate.physics.hull import ISOTOPES, Hull
+from nucleate.physics.hull_card import HullCard
+from nucleate.physics.phases import PhaseTable
 
 if TYPE_CHECKING:
     from nucleate.physics.hull import CompositionLike
+    from nucleate.physics.relax import RelaxSettings
+    from nucleate.protocols import Potential
+
+logger = logging.getLogger(__name__)
 
 ON_HULL_TOLERANCE = 1e-8  # eV/atom
-
-
-@dataclass(frozen=True)
-class PhaseTable:
-    """Known phases on one energy scale.
-
-    Attributes:
-        compositions: M compositions.
-        energy_per_atom: (M,) eV/atom: formation energies or total energies.
-        formation: which of the two.
-        correction: correction scheme that the energies include.
-        data_hashes: sha256 of each file that was read.
-        skipped: what was left out, with reasons.
-    """
-
-    compositions: Sequence[CompositionLike]
-    energy_per_atom: np.ndarray
-    formation: bool
-    correction: str
-    data_hashes: dict[str, str] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if len(self.compositions) != len(self.energy_per_atom):
-            raise ValueError(
-                f"{len(self.compositions)} compositions, {len(self.energy_per_atom)} energies"
-            )
 
 
 def hull_from_phases(
@@ -58,7 +37,7 @@ def hull_from_phases(
     fallback: Mapping[str, float] | None = None,
     fallback_source: str = "",
 ) -> Hull:
-    """The hull of a table of phases, without those above ``card.keep_eV_per_atom``.
+    """The hull of a table of phases, without those above ``card.keep_ev_per_atom``.
 
     Args:
         phases: the known phases.
@@ -68,8 +47,10 @@ def hull_from_phases(
         fallback: reference energies of elements that the table lacks; each is named on the card.
         fallback_source: what the fallback energies are, for the card.
 
+    Phases with an element that has no reference energy are left out; the card says how many.
+
     Raises:
-        InputError: correction schemes are mixed, or an element has no reference.
+        InputError: correction schemes are mixed, or no phase is left.
     """
     if phases.correction != card.correction:
         raise InputError(
@@ -82,9 +63,9 @@ def hull_from_phases(
     energies = np.asarray(phases.energy_per_atom, dtype=np.float64)
     finite = np.isfinite(energies)
     fractions, energies = fractions[finite], energies[finite]
-    exceptions = dict(card.reference_exceptions)
+    exceptions, notes = dict(card.reference_exceptions), list(card.notes)
     if references is not None:
-        mu = {symbol: float(references[symbol]) for symbol in references}
+        mu = {symbol: float(energy) for symbol, energy in references.items()}
     elif phases.formation:
         mu = dict.fromkeys(elements, float("nan"))
     else:
@@ -92,16 +73,26 @@ def hull_from_phases(
         for symbol, energy in (fallback or {}).items():
             if symbol not in mu:
                 mu[symbol], exceptions[symbol] = float(energy), fallback_source
-    lacking = sorted(set(elements) - set(mu))
+    lacking = [symbol for symbol in elements if symbol not in mu]
     if lacking:
+        covered = ~(fractions[:, [elements.index(symbol) for symbol in lacking]] > 0).any(axis=1)
+        notes.append(
+            f"{int((~covered).sum())} phases were left out, as there is no reference energy of "
+            f"{', '.join(lacking)}"
+        )
+        logger.warning("hull %s: %s", card.name, notes[-1])
+        fractions, energies = fractions[covered], energies[covered]
+    if not len(energies):
         raise InputError(
-            f"no reference energy of {', '.join(lacking)}",
-            "Formation energies are counted from the elements.",
-            "Add an elemental phase, or pass the reference energies.",
+            f"no phase is left for the hull {card.name!r}",
+            notes[-1] if lacking else "The table is empty, or no energy is finite.",
+            "Add elemental phases, or pass the reference energies of the elements.",
         )
     symbols = _by_atomic_number(mu)
     wide = np.zeros((len(fractions), len(symbols)))
-    wide[:, [symbols.index(symbol) for symbol in elements]] = fractions
+    for j, symbol in enumerate(elements):
+        if symbol in mu:
+            wide[:, symbols.index(symbol)] = fractions[:, j]
     mu_array = np.array([mu[symbol] for symbol in symbols])
     e_form = energies if phases.formation else energies - wide @ mu_array
     wide, e_form = _lowest_of_each(wide, e_form)
@@ -109,68 +100,111 @@ def hull_from_phases(
         card,
         data_hashes=card.data_hashes | phases.data_hashes,
         reference_exceptions=exceptions,
+        notes=notes,
         date=card.date or datetime.date.today().isoformat(),
     )
     everything = Hull(symbols, wide, e_form, mu_array, card)
     above = e_form - everything.hull_energies(wide)
-    keep = above <= card.keep_eV_per_atom + ON_HULL_TOLERANCE
+    keep = above <= card.keep_ev_per_atom + ON_HULL_TOLERANCE
     return Hull(symbols, wide[keep], e_form[keep], mu_array, card)
 
 
-def read_formation_table(
-    path: Path | str,
+def build_hull(
+    source: str | Path,
+    potential: Potential,
+    folder: str | Path,
     *,
-    correction: str,
-    formula_column: str = "formula",
-    energy_column: str = "e_form",
-) -> PhaseTable:
-    """Formation energies (eV/atom) from a csv or parquet table.
+    name: str,
+    description: str = "",
+    licence: str = "",
+    attribution: str = "",
+    notes: Sequence[str] = (),
+    relax: RelaxSettings | None = None,
+    max_vol_per_atom: float = 60.0,
+    max_e_hull: float | None = None,
+    keep: float = 0.0,
+    chunk_size: int = 500,
+    fallback: Hull | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Hull:
+    """A hull from the energies that a potential gives the crystals of a data set.
+
+    Chunks of energies are kept in ``folder``; the same call resumes there after an interruption.
 
     Args:
-        path: the table.
-        correction: correction scheme of the energies, as the table cannot tell.
-        formula_column: column of chemical formulas.
-        energy_column: column of formation energies, eV/atom.
+        source: file, folder or glob pattern of crystals.
+        potential: gives the energies; may run in a pool of processes.
+        folder: where the energies go, ``energies.csv`` among them when all are done.
+        name: name of the hull.
+        description: of the data set, for the card; by default its file names.
+        licence: licence of the crystals.
+        attribution: whom to credit for them.
+        notes: limits and remarks for the card.
+        relax: settings, if the crystals shall be relaxed first.
+        max_vol_per_atom: Å³; emptier cells are left out, unless they are elements.
+        max_e_hull: eV/atom; crystals whose column ``e_hull`` says more are left out.
+        keep: eV/atom; phases up to this far above the hull are kept.
+        chunk_size: crystals in a chunk.
+        fallback: a hull on the same energy scale that lends the energies of elements of which the
+            data set has no crystal; each is named on the card.
+        progress: called with the numbers of crystals done and in all.
 
     Raises:
-        InputError: the file cannot be read or a column is missing.
+        CheckpointError: ``folder`` holds chunks of another data set, potential or setting.
+        InputError: the source holds no crystal, or the fallback has another energy scale.
     """
-    import pandas as pd
+    from nucleate.physics.survey import Selection, survey
 
-    file = Path(path)
-    try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
-    except (OSError, ValueError) as error:
+    if fallback is not None and fallback.card.correction != potential.correction:
         raise InputError(
-            f"cannot read the table {file}", str(error), "Give a csv or parquet file."
-        ) from error
-    absent = {formula_column, energy_column} - set(table.columns)
-    if absent:
-        raise InputError(
-            f"{file} has no column {', '.join(sorted(absent))}",
-            f"Its columns are {', '.join(map(str, table.columns))}.",
-            "Name the columns of formulas and formation energies (eV/atom).",
+            f"the fallback hull {fallback.name!r} has the correction "
+            f"{fallback.card.correction!r}, the potential {potential.name!r} "
+            f"{potential.correction!r}",
+            fix="Choose a fallback on the potential's energy scale, or none.",
         )
-    return PhaseTable(
-        table[formula_column].astype(str).tolist(),
-        pd.to_numeric(table[energy_column], errors="coerce").to_numpy(dtype=np.float64),
-        formation=True,
-        correction=correction,
-        data_hashes={file.name: sha256(file)},
+    phases = survey(
+        source,
+        potential,
+        folder,
+        selection=Selection(max_vol_per_atom, max_e_hull),
+        relax=relax,
+        chunk_size=chunk_size,
+        progress=progress,
     )
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    lent: dict[str, float] = {}
+    if fallback is not None:
+        lent = dict(zip(fallback.elements, fallback.references.tolist(), strict=True))
+    card = HullCard(
+        name=name,
+        potential=potential.name,
+        weights_hash=potential.weights_hash,
+        level_of_theory=potential.level_of_theory,
+        correction=potential.correction,
+        source=description or ", ".join(sorted(phases.data_hashes)),
+        licence=licence,
+        attribution=attribution,
+        geometry="as given" if relax is None else f"relaxed to {relax.fmax:g} eV/Å",
+        keep_ev_per_atom=keep,
+        reference_source=f"lowest elemental crystal of the data set by {potential.name}",
+        notes=[*notes, *phases.skipped],
+    )
+    return hull_from_phases(
+        phases,
+        card,
+        fallback=lent,
+        fallback_source="" if fallback is None else f"the hull {fallback.name!r}",
+    )
 
 
 def _fractions(compositions: Sequence[CompositionLike]) -> tuple[np.ndarray, list[str]]:
     """(M, E) atomic fractions and the E elements that occur, by atomic number."""
     from pymatgen.core import Composition
 
-    read = [Composition(c).reduced_composition.get_el_amt_dict() for c in compositions]
+    read = [Composition(c).get_el_amt_dict() for c in compositions]
+    for row in read:
+        for isotope, element in ISOTOPES.items():
+            if isotope in row:
+                row[element] = row.get(element, 0.0) + row.pop(isotope)
     elements = _by_atomic_number({symbol for row in read for symbol in row})
     column = {symbol: i for i, symbol in enumerate(elements)}
     x = np.zeros((len(read), len(elements)))

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nucleate import plugins
 from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
 from nucleate.protocols import Potential, PotentialResult, Status
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from nucleate.physics.graphs import Cell
+    from nucleate.physics.cells import Cell
 
 CORRECTIONS = ("MP2020", "none")
 
@@ -69,6 +70,7 @@ class AsePotential:
         if not hasattr(calculator, "calculate"):
             calculator = calculator()
         self._calculator = calculator
+        self.accepts_cells = True
         self.name = name or type(calculator).__name__.lower()
         self.level_of_theory = level_of_theory
         self.correction = correction
@@ -89,7 +91,7 @@ class AsePotential:
         for structure in structures:
             try:
                 out.append(self._evaluate_one(structure, forces, stress, magmoms))
-            except Exception as error:  # noqa: BLE001  # a calculator may raise anything
+            except Exception as error:  # a calculator may raise anything
                 out.append(error)
         return out
 
@@ -98,7 +100,7 @@ class AsePotential:
     ) -> PotentialResult:
         from ase import Atoms
 
-        from nucleate.physics.graphs import as_cell
+        from nucleate.physics.cells import as_cell
 
         cell = as_cell(structure)
         atoms = Atoms(
@@ -118,35 +120,22 @@ class AsePotential:
         return result
 
 
-def _chgnet() -> Potential:
-    from nucleate.physics.chgnet import ChgnetPotential
-
-    return ChgnetPotential()
-
-
-POTENTIALS: dict[str, Callable[[], Potential]] = {"chgnet": _chgnet}
-
-
 def get_potential(spec: str | Any) -> Potential:
     """Make a potential.
 
     Args:
-        spec: "chgnet"; "ase:module:factory", where ``factory()`` gives an ASE calculator or a
-            potential; an ASE calculator; or a potential, which is returned as it is.
+        spec: "chgnet" or the name of a plug-in; "ase:module:factory", where ``factory()`` gives
+            an ASE calculator or a potential; an ASE calculator; or a potential, which is
+            returned as it is.
 
     Raises:
         RecipeError: if the name is unknown or the module has no such factory.
     """
     if not isinstance(spec, str):
         return spec if isinstance(spec, Potential) else AsePotential(spec)
-    if spec in POTENTIALS:
-        return POTENTIALS[spec]()
     if not spec.startswith("ase:"):
-        raise RecipeError(
-            f"unknown potential {spec!r}",
-            "a potential is a built-in name or ase:module:factory",
-            did_you_mean(spec, POTENTIALS),
-        )
+        made: Potential = plugins.create(plugins.POTENTIALS, spec)
+        return made
     _, module_name, *rest = spec.split(":")
     if len(rest) != 1:
         raise RecipeError(f"{spec!r} does not read ase:module:factory")
@@ -156,5 +145,5 @@ def get_potential(spec: str | Any) -> Potential:
         raise RecipeError(
             f"the potential {spec!r} can't be imported", str(error), "check module and name"
         ) from error
-    made = factory()
-    return made if isinstance(made, Potential) else AsePotential(made, name=spec)
+    built = factory()
+    return built if isinstance(built, Potential) else AsePotential(built, name=spec)

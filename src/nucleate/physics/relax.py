@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nucleate.errors import InputError, RecipeError
-from nucleate.physics.graphs import Cell, as_cell
+from nucleate.physics.cells import Cell, as_cell, as_structure, for_potential
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -151,7 +151,7 @@ class _Member:
     energy: float = float("nan")
     fmax: float = float("nan")
     n_steps: int = 0
-    force: np.ndarray | None = None  # (N + 3, 3), the last three rows for the cell
+    force: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))  # (N + 3, 3), cell last
 
     def take(self, result: PotentialResult, settings: RelaxSettings) -> None:
         n = len(self.cell.numbers)
@@ -189,7 +189,7 @@ class _Member:
         return Relaxation(
             status,
             reason,
-            _structure(self.cell),
+            as_structure(self.cell),
             self.energy_before,
             self.energy,
             self.fmax,
@@ -197,12 +197,6 @@ class _Member:
             float(np.sqrt((shift**2).sum(1).mean())),
             self.volume_ratio,
         )
-
-
-def _structure(cell: Cell) -> Structure:
-    from pymatgen.core import Lattice, Structure
-
-    return Structure(Lattice(cell.lattice), cell.numbers.tolist(), cell.frac_coords % 1.0)
 
 
 def _symmetry(cell: Cell, symprec: float) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +259,7 @@ def relax(
             cell = as_cell(structure)
             found = _symmetry(cell, settings.symprec) if settings.symprec is not None else None
             members.append(_Member(i, cell, cell, found))
-        except Exception as error:  # noqa: BLE001  # that structure's own failure
+        except Exception as error:  # that structure's own failure
             done[i] = Relaxation(RelaxStatus.FAILED, str(error))
     members = _evaluate(members, potential, settings, done, first=True)
     sizes = [len(m.cell.numbers) + 3 for m in members]
@@ -296,7 +290,9 @@ def _evaluate(
     first: bool,
 ) -> list[_Member]:
     """Forces of all members; those that can't be evaluated are done, the others are returned."""
-    results = potential.evaluate([m.cell for m in members], forces=True, stress=settings.cell)
+    results = potential.evaluate(
+        for_potential([m.cell for m in members], potential), forces=True, stress=settings.cell
+    )
     alive = []
     low, high = settings.volume_range
     for member, result in zip(members, results, strict=True):

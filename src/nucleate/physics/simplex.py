@@ -50,7 +50,7 @@ def cheapest_mixture(fractions: np.ndarray, energies: np.ndarray, targets: np.nd
         energies: (B, P) eV/atom; ``inf`` marks padding.
         targets: (B, k) atomic fractions, each > 0, summing to 1.
     """
-    count, n_phases, k = fractions.shape
+    count, _, k = fractions.shape
     basis = np.tile(np.arange(k), (count, 1))
     inverse = np.tile(np.eye(k), (count, 1, 1))
     costs = np.take_along_axis(energies, basis, axis=1)

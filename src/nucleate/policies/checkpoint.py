@@ -8,12 +8,15 @@ import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nucleate.errors import CheckpointError, StorageError, did_you_mean
+from nucleate.policies.published import PublishedConfig, PublishedTransformer
+from nucleate.policies.published_policy import PublishedPolicy
 from nucleate.policies.site_transformer import SiteTransformer, SiteTransformerConfig
 from nucleate.policies.wyckoff import WyckoffPolicy
 
@@ -106,32 +109,35 @@ def load_policy(name_or_path: str | Path, *, device: str = "cpu") -> WyckoffPoli
             "their sha256 differs",
             "copy both files again from the same source",
         )
-    network = build_network(card)
+    policy = build_policy(card)
     try:
-        network.load_state_dict(tensors)
+        policy.network.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights {folder / WEIGHTS} don't fit the network that {CARD} describes",
             str(error).splitlines()[-1].strip(),
             "use the two files that were saved together",
         ) from error
-    network.to(torch.device(device)).eval()
-    metadata = dict(card["metadata"])
-    metadata["weights_sha256"] = card["weights_sha256"]
-    return WyckoffPolicy(network, metadata)
+    policy.network.to(torch.device(device)).eval()
+    policy.metadata["weights_sha256"] = card["weights_sha256"]
+    return policy
 
 
-def build_network(card: Mapping[str, object]) -> SiteTransformer:
-    """The network that a card describes, with random weights."""
-    if card["network"] != SiteTransformerConfig.network:
+def build_policy(card: Mapping[str, Any]) -> WyckoffPolicy:
+    """The policy that a card describes, with random weights."""
+    kinds = {
+        SiteTransformerConfig.network: (SiteTransformer, SiteTransformerConfig, WyckoffPolicy),
+        PublishedConfig.network: (PublishedTransformer, PublishedConfig, PublishedPolicy),
+    }
+    if card["network"] not in kinds:
         raise CheckpointError(
-            f"unknown network {card['network']!r}",
-            fix=did_you_mean(str(card["network"]), [SiteTransformerConfig.network]),
+            f"unknown network {card['network']!r}", fix=did_you_mean(str(card["network"]), kinds)
         )
-    return SiteTransformer(SiteTransformerConfig(**card["config"]))  # type: ignore[arg-type]
+    network, config, policy = kinds[card["network"]]
+    return policy(network(config(**card["config"])), card.get("metadata"))
 
 
-def _read_card(path: Path) -> dict[str, object]:
+def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
         if card["format"] != FORMAT:

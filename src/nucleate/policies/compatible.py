@@ -64,8 +64,8 @@ class _Masks:
     free_lattice: torch.Tensor
 
 
-@lru_cache(maxsize=1)
-def _masks() -> _Masks:
+@lru_cache(maxsize=4)
+def _masks(device: torch.device) -> _Masks:
     table = symmetry.tables()
     varies = (table.first_rotation != 0).any(-1)
     groups = np.arange(1, symmetry.N_SPACE_GROUPS + 1)
@@ -75,7 +75,8 @@ def _masks() -> _Masks:
         varies,
         symmetry.free_lattice_mask(groups),
     )
-    return _Masks(*(torch.from_numpy(np.concatenate([np.zeros_like(a[:1]), a])) for a in arrays))
+    padded = (np.concatenate([np.zeros_like(array[:1]), array]) for array in arrays)
+    return _Masks(*(torch.from_numpy(array).to(device) for array in padded))
 
 
 def letters_allowed(space_group: torch.Tensor, wyckoff: torch.Tensor) -> torch.Tensor:
@@ -89,8 +90,8 @@ def letters_allowed(space_group: torch.Tensor, wyckoff: torch.Tensor) -> torch.T
         (B, S + 1, 28) bool. The first site can't be the stop; after the stop only 0 follows;
         letters ascend, and a letter without free coordinates is not repeated.
     """
-    masks = _masks()
-    letter = torch.arange(N_LETTERS)
+    masks = _masks(space_group.device)
+    letter = torch.arange(N_LETTERS, device=space_group.device)
     exists = (letter <= masks.n_letters[space_group, None])[:, None]
     first = (exists & (letter > 0)).expand(-1, 1, -1)
     previous = wyckoff[..., None]
@@ -101,7 +102,7 @@ def letters_allowed(space_group: torch.Tensor, wyckoff: torch.Tensor) -> torch.T
 
 def species_allowed(wyckoff: torch.Tensor) -> torch.Tensor:
     """(..., 119) bool: an element where there is a site, none elsewhere."""
-    return (torch.arange(N_SPECIES) > 0) == (wyckoff > 0)[..., None]
+    return (torch.arange(N_SPECIES, device=wyckoff.device) > 0) == (wyckoff > 0)[..., None]
 
 
 def normalised_outputs(
@@ -166,14 +167,15 @@ def compatible_log_prob(
         original's log-probability.
     """
     batch = batch.padded(int(batch.n_sites.max(initial=0)))
-    return token_log_prob(
-        network,
-        torch.from_numpy(batch.space_group.astype(np.int64)),
-        torch.from_numpy(batch.wyckoff.astype(np.int64)),
-        torch.from_numpy(batch.species.astype(np.int64)),
-        torch.from_numpy(batch.frac_coords),
-        torch.from_numpy(to_parameters(batch.lattice, batch.n_atoms)),
+    arrays = (
+        batch.space_group.astype(np.int64),
+        batch.wyckoff.astype(np.int64),
+        batch.species.astype(np.int64),
+        batch.frac_coords,
+        to_parameters(batch.lattice, batch.n_atoms),
     )
+    device = network.output.weight.device
+    return token_log_prob(network, *(torch.from_numpy(array).to(device) for array in arrays))
 
 
 def token_log_prob(
@@ -209,21 +211,23 @@ def token_log_prob(
     # stop nor has an output for it, and reads the lattice at the last site.
     full = n_sites >= longest
     stop = TOKENS_PER_SITE * torch.where(full, longest - 1, n_sites)
-    raw_lattice = network.lattice_parameters(hidden[torch.arange(len(hidden)), stop])
+    raw_lattice = network.lattice_parameters(
+        hidden[torch.arange(len(hidden), device=hidden.device), stop]
+    )
     letters = _log_softmax(heads.wyckoff_logits, letters_allowed(group, letter))
     drawn = F.pad(letter, (0, 1))
     log_letter = letters.gather(-1, drawn[..., None])[..., 0]
-    log_letter = log_letter.masked_fill(
-        full[:, None] & (torch.arange(letter.shape[1] + 1) >= longest), 0.0
-    )
+    beyond = torch.arange(drawn.shape[1], device=drawn.device) >= longest
+    log_letter = log_letter.masked_fill(full[:, None] & beyond, 0.0)
     kinds = _log_softmax(heads.species_logits, species_allowed(letter))
     density = von_mises_log_density(heads.coordinates, coords)
-    scored = _masks().scored[group[:, None], letter]
+    masks = _masks(group.device)
+    scored = masks.scored[group[:, None], letter]
     return {
         "wyckoff": log_letter.sum(1),
         "coordinates": torch.where(scored, density, 0.0).sum((1, 2)),
         "species": kinds.gather(-1, species[..., None])[..., 0].sum(1),
-        "lattice": lattice_log_density(raw_lattice, lattice, _masks().free_lattice[group]),
+        "lattice": lattice_log_density(raw_lattice, lattice, masks.free_lattice[group]),
     }
 
 

@@ -75,7 +75,7 @@ def import_crystalformer(
     network = PublishedTransformer(config)
     load_parameters(network, parameters, checkpoint)
     metadata = {
-        "likelihood": "compatible",
+        "lattice_parameters": "lengths and angles",
         "assumed": [name for name in NOT_IN_SHAPES if name not in overrides],
         "source": {
             "name": SOURCE,

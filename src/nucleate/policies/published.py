@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -229,7 +230,6 @@ class PublishedTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     # -- every draw of given crystals --------------------------------------------------------
-
     def teacher_forced(
         self,
         space_group: torch.Tensor,
@@ -320,7 +320,6 @@ class PublishedTransformer(nn.Module):
         return self._read(hidden, N_SPECIES, N_SPECIES + self.config.lattice_width)
 
     # -- one draw after another, with cached keys and values ----------------------------------
-
     def start(self, space_group: torch.Tensor) -> DecodingState:
         """An empty crystal in each of the space groups (B,)."""
         layers = self.config.layers
@@ -383,7 +382,7 @@ class PublishedTransformer(nn.Module):
         return self.lattice_parameters(hidden)
 
     def select(self, state: DecodingState, index: torch.Tensor) -> DecodingState:
-        """A copy of the crystals at ``index``: (b,) integers, or (B,) bool."""
+        """:meth:`DecodingState.select`."""
         return state.select(index)
 
     def _expect(self, state: DecodingState, phase: int) -> None:
@@ -427,7 +426,8 @@ class PublishedTransformer(nn.Module):
         """Append one token (B, 1, width)."""
         here, hidden = state.length, token
         rotation = self._rotation(here, here + 1)
-        for layer, block in enumerate(self.blocks):
+        for layer, module in enumerate(self.blocks):
+            block = cast(Block, module)
             query, key, value = block.projections(hidden, rotation)
             for cache, new in ((state.keys, key), (state.values, value)):
                 if here == len(cache[layer]):
@@ -441,7 +441,6 @@ class PublishedTransformer(nn.Module):
         state.last = self.output_norm(hidden.squeeze(1))
 
     # -- pieces -------------------------------------------------------------------------------
-
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights."""

@@ -80,7 +80,7 @@ class CustomProperty:
             raise RecipeError(
                 f"{function!r} is not a function.", fix="Give f(structures) -> list of numbers."
             )
-        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.unit = unit
         self.cost = cost
         self._function = function

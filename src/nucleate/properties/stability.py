@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleate.errors import NucleateError, RecipeError
+from nucleate.errors import NucleateError, RecipeError, did_you_mean
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.protocols import CostClass, Potential, PotentialResult, Scores, Status
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
-    from nucleate.physics.graphs import Cell
-    from nucleate.physics.relax import RelaxSettings
+    from nucleate.physics.cells import Cell
+    from nucleate.physics.relax import Relaxation, RelaxSettings
+
+    EnergyResult = PotentialResult | Relaxation | Exception
 
 LARGEST_ENERGY = 50.0  # eV/atom, beyond which an energy is the potential's failure
 
@@ -37,7 +39,11 @@ class EnergyAboveHull:
     Args:
         potential: a potential, or the name of one ("chgnet"); a name is loaded at first use.
         hull: a hull, the name of a shipped one, or the path of a hull file.
-        relax: False for crystals as they are, True for the default relaxation, or its settings.
+        relax: False for crystals as they are, True for the default relaxation, or its settings,
+            in a recipe as a mapping. A relaxation that has not converged within its steps
+            counts with its last energy.
+        correct: add the MP2020 corrections to the energies of a potential that imitates raw
+            PBE(+U).
 
     Raises:
         RecipeError: the potential's energies and the hull's have different corrections.
@@ -50,19 +56,17 @@ class EnergyAboveHull:
         self,
         potential: Potential | str = "chgnet",
         hull: Hull | str | Path = DEFAULT_HULL,
-        relax: bool | RelaxSettings = False,
+        relax: bool | RelaxSettings | Mapping[str, Any] = False,
+        correct: bool = False,
     ) -> None:
         from nucleate.physics.potentials import get_potential
 
         self.potential = get_potential(potential)
         self.hull = hull if isinstance(hull, Hull) else Hull.load(hull)
-        self.relax_settings: RelaxSettings | None = None
-        if relax:
-            from nucleate.physics.relax import RelaxSettings
-
-            self.relax_settings = RelaxSettings() if relax is True else relax
+        self.relax_settings = _relax_settings(relax)
         self.cost = CostClass.RELAXATION if self.relax_settings else CostClass.MODEL
-        _check_scales(self.potential, self.hull)
+        self.correct = correct
+        _check_scales(self.potential, self.hull, correct)
 
     @property
     def key(self) -> str:
@@ -75,6 +79,7 @@ class EnergyAboveHull:
         return (
             f"{self.name}/1/{self.potential.name}-{weights}/"
             f"{self.hull.name}-{self.hull.hash[:16]}/{relaxed}"
+            f"{'/corrected' if self.correct else ''}"
         )
 
     @property
@@ -84,7 +89,7 @@ class EnergyAboveHull:
         return {
             "potential": self.potential.name,
             "level_of_theory": self.potential.level_of_theory,
-            "correction": self.potential.correction,
+            "correction": self.hull.card.correction,
             "hull": card.name,
             "hull_potential": card.potential,
             "hull_source": card.source,
@@ -94,14 +99,173 @@ class EnergyAboveHull:
         }
 
     def evaluate(self, structures: Sequence[Structure | Cell]) -> Scores:
-        """Energies above hull of B crystals, order kept."""
-        supported = self._supported(structures)
-        asked = [s for s, reason in zip(structures, supported, strict=True) if not reason]
-        results = iter(self.energies(asked))
-        return self.from_energies(
-            structures,
-            [
-                InputError_placeholder(reason) if reason else next(results)
-                for reason in supported
-            ],
+        """Energies above hull of B crystals, order kept.
+
+        A crystal with an element that the hull lacks is unsupported, and its energy is not asked
+        for; one that the potential cannot evaluate has failed. Each has its reason.
+        """
+        fractions, unsupported = self._fractions(structures)
+        asked = [i for i, (status, _) in enumerate(unsupported) if status is Status.OK]
+        results: list[EnergyResult | None] = [None] * len(structures)
+        for i, result in zip(asked, self.energies([structures[i] for i in asked]), strict=True):
+            results[i] = result
+        return self._scores(structures, fractions, unsupported, results)
+
+    def energies(self, structures: Sequence[Structure | Cell]) -> Sequence[EnergyResult]:
+        """The potential's half: one result for each crystal, relaxed if the property says so."""
+        if not len(structures):
+            return []
+        if self.relax_settings is None:
+            return self.potential.evaluate(structures)  # type: ignore[arg-type]  # cells do as well
+        from nucleate.physics.relax import relax
+
+        return relax(structures, self.potential, self.relax_settings)
+
+    def from_energies(
+        self, structures: Sequence[Structure | Cell], results: Sequence[EnergyResult]
+    ) -> Scores:
+        """The hull's half, for energies that were computed elsewhere.
+
+        Args:
+            structures: B crystals.
+            results: for each the potential's result or relaxation, or the exception in its place.
+        """
+        if len(results) != len(structures):
+            raise ValueError(f"{len(structures)} structures, {len(results)} results")
+        fractions, unsupported = self._fractions(structures)
+        return self._scores(structures, fractions, unsupported, results)
+
+    def _fractions(
+        self, structures: Sequence[Structure | Cell]
+    ) -> tuple[np.ndarray, list[tuple[Status, str]]]:
+        """(B, E) atomic fractions over the hull's elements, and what is wrong with each crystal."""
+        from nucleate.physics.cells import as_cell
+
+        numbers: list[np.ndarray] = []
+        invalid: dict[int, str] = {}
+        for i, structure in enumerate(structures):
+            try:
+                numbers.append(as_cell(structure).numbers)
+            except (NucleateError, AttributeError, ValueError) as error:
+                numbers.append(np.zeros(0, dtype=np.int64))
+                invalid[i] = str(error).splitlines()[0]
+        fractions, reasons = self.hull.fractions(numbers)
+        return fractions, [
+            (Status.INVALID, invalid[i])
+            if i in invalid
+            else ((Status.UNSUPPORTED, reason) if reason else (Status.OK, ""))
+            for i, reason in enumerate(reasons)
+        ]
+
+    def _scores(
+        self,
+        structures: Sequence[Structure | Cell],
+        fractions: np.ndarray,
+        states: list[tuple[Status, str]],
+        results: Sequence[EnergyResult | None],
+    ) -> Scores:
+        energy = np.full(len(structures), np.nan)
+        states = list(states)
+        for i, result in enumerate(results):
+            if states[i][0] is Status.OK:
+                energy[i], states[i] = _energy(result)
+        if self.correct:
+            self._add_corrections(structures, energy, states)
+        energy[[status is not Status.OK for status, _ in states]] = np.nan
+        formation = energy - fractions @ self.hull.references
+        ok = np.flatnonzero(np.isfinite(formation))
+        value = np.full(len(structures), np.nan)
+        value[ok] = formation[ok] - self.hull.hull_energies(fractions[ok])
+        for i in np.flatnonzero(np.isnan(value)).tolist():
+            if states[i][0] is Status.OK:
+                states[i] = (Status.FAILED, "the energy of the hull could not be found")
+        support = self.hull.support_of(fractions).astype(np.float64)
+        support[support < 0] = np.nan
+        extra = {
+            "energy_per_atom": energy,
+            "formation_energy": formation,
+            "hull_support": support,
+        }
+        return Scores(value, [s for s, _ in states], [reason for _, reason in states], extra)
+
+    def _add_corrections(
+        self,
+        structures: Sequence[Structure | Cell],
+        energy: np.ndarray,
+        states: list[tuple[Status, str]],
+    ) -> None:
+        """Bring raw energies to the MP2020 scale, in place."""
+        from nucleate.physics.corrections import mp2020_corrections
+
+        rows = [i for i, (status, _) in enumerate(states) if status is Status.OK]
+        corrections, reasons = mp2020_corrections([structures[i] for i in rows])
+        for i, correction, reason in zip(rows, corrections, reasons, strict=True):
+            energy[i] += correction
+            if reason:
+                states[i] = (Status.UNSUPPORTED, reason)
+
+
+def _energy(result: EnergyResult | None) -> tuple[float, tuple[Status, str]]:
+    """Energy per atom, eV/atom, and status with reason."""
+    from nucleate.physics.potentials import status_of
+
+    if isinstance(result, Exception):
+        reason = (str(result) or type(result).__name__).splitlines()[0]
+        return np.nan, (status_of(result), reason)
+    if result is None:
+        return np.nan, (Status.FAILED, "there is no energy")
+    if isinstance(result, PotentialResult):
+        energy = float(result.energy)
+    else:
+        if result.structure is None or result.status not in ("converged", "step cap"):
+            status = Status.TIMEOUT if result.status == "timeout" else Status.FAILED
+            return np.nan, (status, f"relaxation: {result.reason or result.status.value}")
+        energy = float(result.energy_after)
+    if not np.isfinite(energy):
+        return energy, (Status.FAILED, f"the potential gave the energy {energy}")
+    if abs(energy) > LARGEST_ENERGY:
+        return energy, (
+            Status.FAILED,
+            f"the potential gave {energy:.4g} eV/atom, beyond {LARGEST_ENERGY:g} eV/atom",
+        )
+    return energy, (Status.OK, "")
+
+
+def _relax_settings(relax: bool | RelaxSettings | Mapping[str, Any]) -> RelaxSettings | None:
+    from nucleate.physics.relax import RelaxSettings
+
+    if isinstance(relax, bool):
+        return RelaxSettings() if relax else None
+    if isinstance(relax, RelaxSettings):
+        return relax
+    known = {field.name for field in fields(RelaxSettings)}
+    for name in relax:
+        if name not in known:
+            raise RecipeError(f"unknown setting {name!r} of 'relax'", fix=did_you_mean(name, known))
+    return RelaxSettings(**relax)
+
+
+def _check_scales(potential: Potential, hull: Hull, correct: bool) -> None:
+    """Energies can be subtracted only on one scale."""
+    scale = potential.correction
+    if correct:
+        if scale != "none":
+            raise RecipeError(
+                f"correct is set, but the energies of {potential.name} carry {scale} corrections",
+                fix="Leave 'correct' out.",
+            )
+        scale = "MP2020"
+    if scale != hull.card.correction:
+        raise RecipeError(
+            f"the potential {potential.name!r} gives energies with the correction {scale!r}, the "
+            f"hull {hull.name!r} holds {hull.card.correction!r}",
+            "Energies of different correction schemes differ by up to 1 eV/atom.",
+            "Set 'correct: true' for a potential of raw PBE(+U) energies with an MP2020 hull, or "
+            "make a hull with the potential itself: nucleate hull build.",
+        )
+    if not np.isfinite(hull.references).all():
+        raise RecipeError(
+            f"the hull {hull.name!r} holds formation energies but no energies of the elements",
+            "The energies of a potential can't be compared with it.",
+            "Import the table again with reference energies.",
         )

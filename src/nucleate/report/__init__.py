@@ -1,1 +1,1 @@
-"""A run as one self-contained page."""
+"""Charts and the self-contained HTML report of a run."""

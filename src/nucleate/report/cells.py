@@ -78,7 +78,7 @@ def _with_faces(frac: np.ndarray, symbols: list[str]) -> tuple[np.ndarray, list[
     """Atoms on faces, edges and corners repeated on the opposite side, as cells are drawn."""
     points, kinds = [], []
     for position, symbol in zip(frac, symbols, strict=True):
-        choices = []
+        choices: list[tuple[float, ...]] = []
         for value in position:
             if value < _FACE:
                 choices.append((0.0, 1.0))

@@ -124,7 +124,7 @@ def from_objects(
     manifest: Mapping[str, Any] | None = None,
 ) -> ReportData:
     """Report data of evaluations in memory."""
-    from nucleate.evaluation.compare import compare
+    from nucleate.evaluation.compare import compare, without_nan
 
     sides = {"base": [e.table for e in base], "tuned": [e.table for e in tuned]}
     crystals: list[ReportCrystal] = []
@@ -139,7 +139,7 @@ def from_objects(
         metrics=[canonical(row) for row in metrics],
         e_above_hull={name: _energies(tables) for name, tables in sides.items() if tables},
         space_groups={name: _groups(tables) for name, tables in sides.items() if tables},
-        comparison=compare(base, tuned) if base and tuned else {},
+        comparison=without_nan(compare(base, tuned)) if base and tuned else {},
         crystals=crystals[:MAX_CRYSTALS],
         recipe=recipe,
         manifest=manifest or {},

@@ -70,7 +70,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = span / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.75)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [k * step for k in range(first, last + 1)]
@@ -80,7 +80,7 @@ def number(value: float) -> str:
     """Short form of a tick value."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:g} M"
-    if abs(value) >= 1e4:
+    if abs(value) >= 1e3:
         return f"{value / 1e3:g} k"
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
@@ -222,7 +222,7 @@ def interval_chart(
     """
     width, row_height = 560.0, 34.0
     height = 92 + row_height * len(rows)
-    frame = Frame(158, 44, width - 176, row_height * len(rows), (0, 1), (0, 1))
+    frame = Frame(204, 44, width - 226, row_height * len(rows), (0, 1), (0, 1))
     body = [text(0, 14, title, "title")]
     bottom = frame.top + frame.height
     for tick in ticks(0, 1, 5):
@@ -376,7 +376,8 @@ def _axes(frame: Frame, y_format: Callable[[float], str], x_count: int = 4) -> l
     for tick in ticks(*frame.x_range, x_count):
         x = frame.x(tick)
         parts.append(
-            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" y2="{bottom + 4:.1f}"/>'
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" '
+            f'y2="{bottom + 4:.1f}"/>'
         )
         parts.append(text(x, bottom + 16, number(tick), "tick", "middle"))
     return parts

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nucleate.report import sections
+from nucleate.report import gallery, sections
 from nucleate.report.cells import drawing
 from nucleate.report.data import REPORT_HTML, ReportData, load_run
 
@@ -66,7 +66,7 @@ def render(data: ReportData) -> str:
     drawings = [drawing(crystal.structure) for crystal in data.crystals]
     bodies = {
         "results": sections.headline(data),
-        "crystals": sections.crystals(data, cifs, drawings),
+        "crystals": gallery.crystals(data, cifs, drawings),
         "training": sections.curves(data),
         "energies": sections.energies(data),
         "elements": sections.elements(data),
@@ -85,7 +85,8 @@ def render(data: ReportData) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        '<meta name="color-scheme" content="light dark">'
+        '<meta name="referrer" content="no-referrer">'
         f'<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style></head>\n'
         f"<body><header><h1>{escape(data.title)}</h1><p>{escape(_subtitle(data))}</p></header>"
         f'<nav aria-label="sections">{links}</nav>\n<main>{content}</main>'

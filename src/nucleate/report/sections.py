@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,9 @@ from typing import Any
 
 from nucleate.evaluation.summary import FUNNEL
 from nucleate.report import figures
-from nucleate.report.data import ReportCrystal, ReportData
+from nucleate.report.data import ReportData
+from nucleate.report.wording import DASH, percent, short, signed, span, symbol_html, times
 
-DOUBTFUL_BELOW = -0.3  # eV/atom; so far below the hull the potential is the likelier explanation
-GALLERY = 8
 HEADLINES = ("stable", "sun", "stable_new_formula")
 NAMES = {
     "stable": "Stable",
@@ -34,8 +32,9 @@ def headline(data: ReportData) -> str:
     cards.append(_diversity_card(comparison["guards"]))
     intervals = [
         (row["label"] + (f" ({row['hull']})" if row["hull"] not in ("", main) else ""), row)
+        for quantity in ("valid", "unique", "novel", *HEADLINES)
         for row in comparison["rows"]
-        if row["quantity"] in ("valid", "stable", "sun", "stable_new_formula", "unique", "novel")
+        if row["quantity"] == quantity
     ]
     chart = figures.interval_chart(
         [(label, row["base"], row["tuned"]) for label, row in intervals],
@@ -48,23 +47,21 @@ def headline(data: ReportData) -> str:
 
 
 def _card(name: str, row: Mapping[str, Any]) -> str:
-    a, b, times = row["base"], row["tuned"], row["ratio"]
-    gain = "–" if times["value"] is None else f"×{times['value']:.2f}"
-    if times["value"] is not None:
-        gain += f"<small>95 %: {times['low']:.2f} to {times['high']:.2f}</small>"
+    a, b, gain = row["base"], row["tuned"], row["ratio"]
+    told = f"{times(gain['value'])}<small>95 %: {span(gain, 1, 2)}</small>"
     return (
         f'<div class="card"><h3>{escape(name)}</h3><p class="gain">'
-        f'<span class="base">{_pc(a["value"])}</span> <span class="arrow">→</span> '
-        f'<span class="tuned">{_pc(b["value"])}</span></p><p class="times">{gain}</p>'
+        f'<span class="base">{percent(a["value"])}</span> <span class="arrow">→</span> '
+        f'<span class="tuned">{percent(b["value"])}</span></p><p class="times">{told}</p>'
         f"<p class='count'>{a['count']:,} → {b['count']:,} of {b['n']:,} samples each</p></div>"
     )
 
 
 def _diversity_card(guards: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(str(g['label']))}</td><td class='n'>{_short(g['base'])} → "
-        f"{_short(g['tuned'])}</td><td class='n {'' if g['kept'] else 'lost'}'>"
-        f"{_pc(g['ratio'], 0)}</td></tr>"
+        f"<tr><td>{escape(str(g['label']))}</td><td class='n'>{short(g['base'])} → "
+        f"{short(g['tuned'])}</td><td class='n {'' if g['kept'] else 'lost'}'>"
+        f"{percent(g['ratio'], 0)}</td></tr>"
         for g in guards
     )
     kept = all(g["kept"] for g in guards)
@@ -136,10 +133,10 @@ def curves(data: ReportData) -> str:
         chart("Chemical systems", "distinct, in a batch", {"n_systems": "systems"}),
         chart("Size", "mean a crystal", {"mean_sites": "sites", "mean_atoms": "atoms"}),
     ]
-    times = [(p, math.fsum(_finite(data.column(f"seconds_{p}")))) for p in _PARTS]
-    bar = figures.share_bar(times, title="Where the time went", unit="s")
+    spent = [(p, math.fsum(_finite(data.column(f"seconds_{p}")))) for p in _PARTS]
+    bar = figures.share_bar(spent, title="Where the time went", unit="s")
     note = "Thin: every step. Bold: running mean over a sixteenth of the run."
-    total = f'<figure class="wide">{bar}</figure>' if any(t for _, t in times) else ""
+    total = f'<figure class="wide">{bar}</figure>' if any(t for _, t in spent) else ""
     return f'<div class="three">{"".join(charts)}</div><p class="note">{note}</p>{total}'
 
 
@@ -185,7 +182,8 @@ def _failures(data: ReportData) -> str:
     order = sorted(counts.items(), key=lambda item: -sum(item[1].values()))
     rows = "".join(
         f"<tr><td>{escape(_LOST[stage])}</td><td>{escape(reason)}</td>"
-        f"<td class='n'>{sides.get('base', 0):,}</td><td class='n'>{sides.get('tuned', 0):,}</td></tr>"
+        f"<td class='n'>{sides.get('base', 0):,}</td>"
+        f"<td class='n'>{sides.get('tuned', 0):,}</td></tr>"
         for (stage, reason), sides in order[:20]
     )
     return (
@@ -218,11 +216,12 @@ def elements(data: ReportData) -> str:
     )
     movers = "".join(
         f"<tr><td>{escape(str(r['element']))}</td><td class='n'>{100 * r['base']:.1f}</td>"
-        f"<td class='n'>{100 * r['tuned']:.1f}</td><td class='n'>{_signed(100 * r['change'])}</td></tr>"
+        f"<td class='n'>{100 * r['tuned']:.1f}</td>"
+        f"<td class='n'>{signed(100 * r['change'])}</td></tr>"
         for r in shift["rows"][:10]
     )
     distance = shift["total_variation"]
-    told = "–" if distance is None else f"{distance:.3f}"
+    told = DASH if distance is None else f"{distance:.3f}"
     stable = data.comparison.get("elements_stable", {}).get("total_variation")
     among = f" ({stable:.3f} among the stable)" if stable is not None else ""
     return (
@@ -244,11 +243,11 @@ def space_groups(data: ReportData) -> str:
         return '<p class="empty">Shown once the model has been evaluated.</p>'
     rows = []
     for group in groups:
-        cells = [f"<td data-v='{group}'><b>{group}</b> {escape(_symbol(group))}</td>"]
+        cells = [f"<td data-v='{group}'><b>{group}</b> {symbol_html(group)}</td>"]
         for side, css in ((base, "base"), (tuned, "tuned")):
             n, stable, sun = side.get(group, _NONE)
             part = stable / n if n else math.nan
-            shown = "–" if not n else f"{100 * part:.0f} %"
+            shown = DASH if not n else f"{100 * part:.0f} %"
             cells.append(f"<td class='n' data-v='{n}'>{n:,}</td>")
             cells.append(
                 f"<td class='n meter' data-v='{part if n else ''}'><span class='fill {css}' "
@@ -272,90 +271,6 @@ def space_groups(data: ReportData) -> str:
 _NONE = (0, 0, 0)
 
 
-def crystals(data: ReportData, cifs: Sequence[str], drawings: Sequence[Mapping[str, Any]]) -> str:
-    """Gallery of drawn cells, and the sortable table with downloads."""
-    if not data.crystals:
-        return '<p class="empty">No crystal has been written yet.</p>'
-    labels = list(dict.fromkeys(label for c in data.crystals for label in c.e_above_hull))
-    gallery = "".join(
-        _tile(i, data.crystals[i], drawings[i], labels) for i in range(min(GALLERY, len(cifs)))
-    )
-    heads = "".join(
-        f"<th class='n'><button>E_hull {escape(s)}, eV/atom</button></th>" for s in labels
-    )
-    rows = "".join(
-        _crystal_row(i, crystal, cif, labels)
-        for i, (crystal, cif) in enumerate(zip(data.crystals, cifs, strict=True))
-    )
-    everything = _uri(extxyz(data.crystals), "chemical/x-xyz")
-    doubtful = any(v < DOUBTFUL_BELOW for c in data.crystals for v in c.e_above_hull.values())
-    warning = (
-        f"<p class='note warn'>† more than {-DOUBTFUL_BELOW} eV/atom below the hull: more likely a "
-        "failure of the potential than a discovery.</p>"
-        if doubtful
-        else ""
-    )
-    return (
-        f'<div class="gallery">{gallery}</div><p class="note">Drag or use the arrow keys to rotate, '
-        "+ and − to zoom. Conventional cells; bonds up to 1.15 times the sum of covalent radii, "
-        f'between metals none.</p><p><a class="button" download="crystals.extxyz" '
-        f'href="{everything}">Download all {len(cifs)} as extended XYZ</a></p>'
-        '<div class="scroll tall"><table class="sortable"><thead><tr><th class="n"><button>rank'
-        "</button></th><th><button>formula</button></th><th><button>space group</button></th>"
-        f"<th class='n'><button>atoms</button></th>{heads}<th><button>new?</button></th>"
-        "<th class='n'><button>hull support</button></th><th>view</th><th>file</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>{warning}<p class='note'>Atoms: in the primitive cell. "
-        "Hull support: competing phases that the main hull knows; with few of them, stability was "
-        "tested against little.</p>"
-        '<dialog id="large" aria-labelledby="large-title"><h3 id="large-title"></h3>'
-        '<canvas class="cell" id="large-cell" tabindex="0" role="img" '
-        'aria-label="unit cell, rotatable with the arrow keys"></canvas><p class="legend" '
-        'id="large-legend"></p><button id="large-close" class="button">Close</button></dialog>'
-    )
-
-
-def _tile(i: int, crystal: ReportCrystal, drawn: Mapping[str, Any], labels: Sequence[str]) -> str:
-    formula = formula_of(crystal)
-    legend = "".join(
-        f"<span><i style='background:{escape(e['colour'], quote=True)}'></i>"
-        f"{escape(e['symbol'])}</span>"
-        for e in drawn["elements"]
-    )
-    energy = _energy(crystal.e_above_hull.get(labels[0], math.nan)) if labels else "–"
-    group = _group_name(crystal.space_group)
-    return (
-        f'<figure class="tile"><canvas class="cell" data-cell="{i}" tabindex="0" role="img" '
-        f'aria-label="unit cell of {escape(formula, quote=True)}, rotatable with the arrow keys">'
-        f"</canvas><figcaption><b>{_subscripts(formula)}</b> <span>{escape(group)}</span>"
-        f'<span class="energy">{energy} eV/atom</span>'
-        f'<span class="legend">{legend}</span></figcaption></figure>'
-    )
-
-
-def _crystal_row(i: int, crystal: ReportCrystal, cif: str, labels: Sequence[str]) -> str:
-    formula = formula_of(crystal)
-    group = _group_name(crystal.space_group)
-    values = [crystal.e_above_hull.get(label, math.nan) for label in labels]
-    cells = "".join(
-        f"<td class='n' data-v='{v if math.isfinite(v) else ''}'>{_energy(v)}</td>" for v in values
-    )
-    new = "new formula" if crystal.new_formula else "new structure" if crystal.new else "known"
-    if crystal.sun:
-        new = f"{new}, S.U.N."
-    support = "" if crystal.hull_support is None else str(crystal.hull_support)
-    name = "".join(c if c.isalnum() else "_" for c in formula)[:60]
-    return (
-        f'<tr id="crystal-{i}" data-title="{escape(f"{formula} · {group}", quote=True)}">'
-        f"<td class='n' data-v='{i + 1}'>{i + 1}</td><td data-v=\"{escape(formula, quote=True)}\">"
-        f"<b>{_subscripts(formula)}</b></td><td data-v='{crystal.space_group}'>{escape(group)}</td>"
-        f"<td class='n'>{len(crystal.structure)}</td>{cells}<td>{new}</td>"
-        f"<td class='n' data-v='{support}'>{support or '–'}</td>"
-        f'<td><button class="link" data-show="{i}" aria-label="view '
-        f'{escape(formula, quote=True)}">view</button></td>'
-        f'<td><a download="{i + 1:03d}_{name}.cif" href="{_uri(cif, "chemical/x-cif")}">CIF</a></td></tr>'
-    )
-
-
 def table_of_results(data: ReportData) -> str:
     """Every fraction, both hulls, with counts, differences and ratios."""
     if not data.comparison:
@@ -363,20 +278,20 @@ def table_of_results(data: ReportData) -> str:
     rows = []
     for row in data.comparison["rows"]:
         a, b, d, r = row["base"], row["tuned"], row["difference"], row["ratio"]
-        times = "–" if r["value"] is None else f"×{r['value']:.2f}"
         rows.append(
-            f"<tr><td>{escape(str(row['label']))}</td><td>{escape(str(row['hull'])) or '–'}</td>"
-            f"<td class='n'>{a['count']:,}</td><td class='n'>{_pc(a['value'])}<small> "
-            f"{_range(a)}</small></td><td class='n'>{b['count']:,}</td><td class='n'>"
-            f"{_pc(b['value'])}<small> {_range(b)}</small></td><td class='n'>"
-            f"{_signed(100 * d['value'])}<small> {_signed(100 * d['low'])} to "
-            f"{_signed(100 * d['high'])}</small></td><td class='n'>{times}<small> "
-            f"{r['low']:.2f} to {r['high']:.2f}</small></td></tr>"
+            f"<tr><td>{escape(str(row['label']))}</td><td>{escape(str(row['hull'])) or DASH}</td>"
+            f"<td class='n'>{a['count']:,}</td><td class='n'>{percent(a['value'])}<small> "
+            f"{span(a)}</small></td><td class='n'>{b['count']:,}</td><td class='n'>"
+            f"{percent(b['value'])}<small> {span(b)}</small></td><td class='n'>"
+            f"{signed(100 * d['value'])}<small> {signed(100 * d['low'])} to "
+            f"{signed(100 * d['high'])}</small></td><td class='n'>{times(r['value'])}<small> "
+            f"{span(r, 1, 2)}</small></td></tr>"
         )
     methods = "; ".join(f"{k}: {v}" for k, v in data.comparison["methods"].items())
     return (
-        '<div class="scroll"><table><thead><tr><th>quantity</th><th>hull</th><th class="n">base</th>'
-        '<th class="n">fraction [95 %]</th><th class="n">tuned</th><th class="n">fraction [95 %]'
+        '<div class="scroll"><table><thead><tr><th>quantity</th><th>hull</th>'
+        '<th class="n">base</th><th class="n">fraction [95 %]</th>'
+        '<th class="n">tuned</th><th class="n">fraction [95 %]'
         '</th><th class="n">difference, points</th><th class="n">ratio</th></tr></thead><tbody>'
         f"{''.join(rows)}</tbody></table></div><p class='note'>Counts out of "
         f"{data.comparison['n']:,} samples each. Intervals: {escape(methods)}.</p>"
@@ -396,81 +311,6 @@ def appendix(data: ReportData) -> str:
         for name, body in parts
         if body
     )
-
-
-def extxyz(found: Sequence[ReportCrystal]) -> str:
-    """All crystals as one extended XYZ text, energies above hull (eV/atom) in the comment line."""
-    import io
-
-    from ase.io import write
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    frames = []
-    for crystal in found:
-        atoms = AseAtomsAdaptor.get_atoms(crystal.structure, msonable=False)
-        atoms.info = {"formula": formula_of(crystal), "space_group": crystal.space_group}
-        for label, value in crystal.e_above_hull.items():
-            if math.isfinite(value):
-                atoms.info[f"e_above_hull_{label}_eV_per_atom"] = value
-        frames.append(atoms)
-    stream = io.StringIO()
-    write(stream, frames, format="extxyz")
-    return stream.getvalue()
-
-
-def formula_of(crystal: ReportCrystal) -> str:
-    """Formula as given, or the structure's reduced one."""
-    return crystal.formula or str(crystal.structure.composition.reduced_formula)
-
-
-def _subscripts(formula: str) -> str:
-    out, digits = [], ""
-    for character in formula + " ":
-        if character.isdigit() or (character == "." and digits):
-            digits += character
-            continue
-        if digits:
-            out.append(f"<sub>{digits}</sub>")
-            digits = ""
-        out.append(escape(character))
-    return "".join(out).strip()
-
-
-def _group_name(number: int) -> str:
-    return f"{_symbol(number)} ({number})" if number else "unknown"
-
-
-def _symbol(number: int) -> str:
-    """Hermann–Mauguin symbol of a space group number."""
-    from pymatgen.symmetry.groups import sg_symbol_from_int_number
-
-    return str(sg_symbol_from_int_number(number)) if 1 <= number <= 230 else ""
-
-
-def _uri(content: str, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content.encode()).decode()}"
-
-
-def _energy(value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    return _signed(value, 3) + (" †" if value < DOUBTFUL_BELOW else "")
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _pc(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
-
-
-def _range(part: Mapping[str, float]) -> str:
-    return f"{100 * part['low']:.1f} to {100 * part['high']:.1f}"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value % 1 else f"{value:.0f}"
 
 
 def _finite(values: Sequence[float]) -> list[float]:

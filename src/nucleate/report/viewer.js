@@ -52,6 +52,14 @@
       const up = [0, 1, 0, 0, 0, 1, 1, 0, 0];
       this.rotation = multiply(turn("x", 0.28), multiply(turn("y", -0.42), up));
       this.zoom = 1;
+      this.pieces = [];  // of the cell's edges, without what lies inside an atom
+      const inside = (p) => this.cell.atoms.some((a) =>
+        Math.hypot(p[0] - a[0], p[1] - a[1], p[2] - a[2]) < this.cell.elements[a[3]].radius);
+      for (const [a, b] of this.cell.edges) {
+        const at = (t) => [0, 1, 2].map((n) => a[n] + (b[n] - a[n]) * t);
+        for (let i = 0; i < 24; i++)
+          if (!inside(at((i + 0.5) / 24))) this.pieces.push([at(i / 24), at((i + 1) / 24)]);
+      }
       this.reach = Math.max(1, ...this.cell.atoms.map((a) => Math.hypot(a[0], a[1], a[2])
         + this.cell.elements[a[3]].radius),
         ...this.cell.edges.flat().map((p) => Math.hypot(p[0], p[1], p[2])));
@@ -70,7 +78,7 @@
       canvas.height = height * ratio;
       const g = canvas.getContext("2d");
       g.scale(ratio, ratio);
-      g.lineCap = "round";
+      g.lineCap = "butt";
       const scale = (this.zoom * 0.47 * Math.min(width, height)) / this.reach;
       const far = 4.5 * this.reach;
       const project = (p) => {
@@ -81,19 +89,21 @@
         return { x: width / 2 + k * x, y: height / 2 - k * y, z, k };
       };
       const things = [];
-      for (const [a, b] of cell.edges)
-        for (let i = 0; i < 8; i++) {
-          const at = (t) => project([0, 1, 2].map((n) => a[n] + (b[n] - a[n]) * t));
-          const from = at(i / 8), to = at((i + 1) / 8);
-          things.push({ z: (from.z + to.z) / 2 - 0.01, from, to, width: 1,
-                        colour: dark() ? "#7d8794" : "#8a94a3" });
-        }
+      for (const [a, b] of this.pieces) {
+        const from = project(a), to = project(b);
+        things.push({ z: (from.z + to.z) / 2, from, to, width: 1,
+                      colour: dark() ? "#7d8794" : "#8a94a3" });
+      }
       const points = cell.atoms.map(project);
       for (const [i, j] of cell.bonds) {
-        const half = project([0, 1, 2].map((n) => (cell.atoms[i][n] + cell.atoms[j][n]) / 2));
+        const middle = [0, 1, 2].map((n) => (cell.atoms[i][n] + cell.atoms[j][n]) / 2);
+        const half = project(middle);
         for (const n of [i, j]) {
-          const end = points[n];
-          things.push({ z: (half.z + end.z) / 2, from: half, to: end, width: 0.16 * half.k,
+          const atom = cell.atoms[n], radius = 0.92 * cell.elements[atom[3]].radius;
+          const length = Math.hypot(...[0, 1, 2].map((k) => middle[k] - atom[k]));
+          if (radius >= length) continue;
+          const end = project([0, 1, 2].map((k) => atom[k] + (middle[k] - atom[k]) * radius / length));
+          things.push({ z: (half.z + end.z) / 2, from: half, to: end, width: 0.13 * half.k,
                         colour: shade(cell.elements[cell.atoms[n][3]].colour, -0.25) });
         }
       }
@@ -137,7 +147,9 @@
     for (const button of document.querySelectorAll("button[data-show]"))
       button.addEventListener("click", () => {
         const row = document.getElementById(`crystal-${button.dataset.show}`);
-        document.getElementById("large-title").textContent = row.dataset.title;
+        document.getElementById("large-title").replaceChildren(
+          row.cells[1].firstElementChild.cloneNode(true), " · ",
+          ...row.cells[2].cloneNode(true).childNodes);
         const legend = document.getElementById("large-legend");
         legend.replaceChildren();
         for (const e of cells[+button.dataset.show].elements) {

@@ -152,7 +152,7 @@ def write_checkpoint(folder: Path, step: int, state: Any) -> Path:
             fsync_directory(temporary)
             if final.exists():  # left by an earlier attempt at this step
                 shutil.rmtree(final)
-            os.replace(temporary, final)
+            temporary.replace(final)
             fsync_directory(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,13 +27,26 @@ from typing import Any, Self
 
 import numpy as np
 
-from nucleate.errors import CheckpointError, NucleateError, StorageError
+from nucleate.errors import CheckpointError, NucleateError
 from nucleate.protocols import Status
 from nucleate.store.filesystem import is_network_path
+from nucleate.store.values import compact_json, finite, number, numbers, sqlite_error
 
 SCHEMA_VERSION = 1
-_PARAMETERS = 500  # host parameters in one query; SQLite allows 999 everywhere
 _BUSY_SECONDS = 60.0
+
+_COLUMNS: Mapping[str, type] = {
+    "step": np.int64,
+    "position": np.int64,
+    "digest": object,
+    "space_group": np.int64,
+    "formula": object,
+    "log_prob": np.float64,
+    "reward": np.float64,
+    "bonus": np.float64,
+    "status": object,
+    "reason": object,
+}
 
 _SCHEMA = """
 CREATE TABLE properties (
@@ -169,7 +181,7 @@ class ExperienceStore:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise _storage_error(self.path, action, error) from error
+            raise sqlite_error(self.path, action, error) from error
 
     @contextmanager
     def _transaction(self, action: str) -> Iterator[sqlite3.Connection]:
@@ -202,23 +214,16 @@ class ExperienceStore:
 
     def lookup(self, digests: Iterable[str], key: str) -> dict[str, Evaluation]:
         """Known evaluations of a property, by digest; absent where there is none."""
-        wanted = list(dict.fromkeys(digests))
-        found: dict[str, Evaluation] = {}
-        for start in range(0, len(wanted), _PARAMETERS):
-            part = wanted[start : start + _PARAMETERS]
-            marks = ",".join("?" * len(part))
-            query = (
-                "SELECT digest, value, status, reason, seconds, extra FROM evaluations JOIN "
-                f"properties ON id = property WHERE key = ? AND digest IN ({marks})"
-            )
-            for digest, value, status, reason, seconds, extra in self._rows(query, [key, *part]):
-                number = math.nan if value is None else value
-                numbers = {
-                    name: math.nan if entry is None else float(entry)
-                    for name, entry in json.loads(extra).items()
-                }
-                found[digest] = Evaluation(number, Status(status), reason, seconds, numbers)
-        return found
+        rows = self._rows(
+            "SELECT digest, value, status, reason, seconds, extra FROM evaluations "
+            "JOIN properties ON id = property WHERE key = ? "
+            "AND digest IN (SELECT value FROM json_each(?))",
+            (key, json.dumps(list(digests))),
+        )
+        return {
+            digest: Evaluation(number(value), Status(status), reason, seconds, numbers(extra))
+            for digest, value, status, reason, seconds, extra in rows
+        }
 
     def record(
         self,
@@ -260,11 +265,11 @@ class ExperienceStore:
                         identity,
                         digest,
                         step,
-                        _finite(entry.value),
+                        finite(entry.value),
                         entry.status.value,
                         entry.reason,
                         entry.seconds,
-                        _json(entry.extra),
+                        compact_json(entry.extra),
                     )
                     for digest, entry in evaluations.items()
                 ],
@@ -282,19 +287,12 @@ class ExperienceStore:
         Failed evaluations count, cached ones don't; values left over from steps that were rolled
         back count from the moment a step asks for them again.
         """
-        condition, parameters = (
-            ("step = ?", (name, step))
-            if step is not None
-            else (
-                "step IS NOT NULL",
-                (name,),
-            )
-        )
-        query = (
+        rows = self._rows(
             "SELECT COUNT(*) FROM evaluations JOIN properties ON id = property "
-            f"WHERE name = ? AND {condition}"
+            "WHERE name = ? AND step IS NOT NULL AND step = COALESCE(?, step)",
+            (name, step),
         )
-        return int(self._rows(query, parameters)[0][0])
+        return int(rows[0][0])
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -325,7 +323,7 @@ class ExperienceStore:
             connection.executemany(
                 "INSERT INTO crystals VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (step, i, c.digest, c.space_group, c.formula, _finite(c.log_prob), c.tokens)
+                    (step, i, c.digest, c.space_group, c.formula, finite(c.log_prob), c.tokens)
                     for i, c in enumerate(crystals)
                 ],
             )
@@ -338,7 +336,7 @@ class ExperienceStore:
             )
             connection.execute(
                 "INSERT INTO steps VALUES (?, ?, ?)",
-                (step, _json(metrics), _json(timings or {})),
+                (step, compact_json(metrics), compact_json(timings or {})),
             )
 
     def rollback(self, step: int) -> None:
@@ -347,8 +345,9 @@ class ExperienceStore:
         Their evaluations stay as values that nobody is charged for yet.
         """
         with self._transaction("roll back") as connection:
-            for table in ("crystals", "rewards", "steps"):
-                connection.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+            connection.execute("DELETE FROM crystals WHERE step > ?", (step,))
+            connection.execute("DELETE FROM rewards WHERE step > ?", (step,))
+            connection.execute("DELETE FROM steps WHERE step > ?", (step,))
             connection.execute("UPDATE evaluations SET step = NULL WHERE step > ?", (step,))
 
     def last_step(self) -> int | None:
@@ -379,38 +378,33 @@ class ExperienceStore:
             (N,) float64 with NaN where there is no value, ``name/status`` and ``name/reason``,
             empty where it was not evaluated.
         """
-        names = ["step", "position", "digest", "space_group", "formula", "log_prob"]
-        selected = [f"c.{name}" for name in names]
-        names += ["reward", "bonus", "status", "reason"]
-        selected += [f"r.{name}" for name in names[6:]]
-        joins, parameters = [], []
-        for i, name in enumerate(properties):
-            selected += [f"e{i}.value", f"e{i}.status", f"e{i}.reason"]
-            joins.append(
-                f"LEFT JOIN evaluations e{i} ON e{i}.digest = c.digest AND e{i}.property = "
-                "(SELECT MAX(id) FROM properties WHERE name = ?)"
-            )
-            parameters.append(name)
-            names += [name, f"{name}/status", f"{name}/reason"]
-        query = (
-            f"SELECT {', '.join(selected)} FROM crystals c "
-            "JOIN rewards r ON r.step = c.step AND r.position = c.position "
-            f"{' '.join(joins)} WHERE c.step BETWEEN ? AND ? ORDER BY c.step, c.position"
-        )
         low = -(2**62) if first_step is None else first_step
         high = 2**62 if last_step is None else last_step
-        rows = self._rows(query, [*parameters, low, high])
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-        texts = {"digest", "formula", "status", "reason"}
-        integers = {"step", "position", "space_group"}
-        table: dict[str, np.ndarray] = {}
-        for name, column in zip(names, columns, strict=True):
-            if name in texts or name.rpartition("/")[2] in ("status", "reason"):
-                table[name] = np.array([entry or "" for entry in column], dtype=object)
-            elif name in integers:
-                table[name] = np.array(column, dtype=np.int64)
-            else:
-                table[name] = np.array(column, dtype=np.float64)  # None becomes NaN
+        rows = self._rows(
+            "SELECT c.step, c.position, c.digest, c.space_group, c.formula, c.log_prob, "
+            "r.reward, r.bonus, r.status, r.reason FROM crystals c "
+            "JOIN rewards r ON r.step = c.step AND r.position = c.position "
+            "WHERE c.step BETWEEN ? AND ? ORDER BY c.step, c.position",
+            (low, high),
+        )
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
+        table: dict[str, np.ndarray] = {
+            name: np.array(column, dtype=dtype)  # None becomes NaN in a column of floats
+            for (name, dtype), column in zip(_COLUMNS.items(), columns, strict=True)
+        }
+        for name in properties:
+            known = {
+                digest: entry
+                for digest, *entry in self._rows(
+                    "SELECT digest, value, status, reason FROM evaluations WHERE property = "
+                    "(SELECT MAX(id) FROM properties WHERE name = ?)",
+                    (name,),
+                )
+            }
+            found = [known.get(digest, (None, "", "")) for digest in table["digest"]]
+            table[name] = np.array([entry[0] for entry in found], dtype=np.float64)
+            table[f"{name}/status"] = np.array([entry[1] for entry in found], dtype=object)
+            table[f"{name}/reason"] = np.array([entry[2] for entry in found], dtype=object)
         return table
 
     def tokens(self, digests: Sequence[str]) -> list[bytes]:
@@ -419,13 +413,13 @@ class ExperienceStore:
         Raises:
             KeyError: a digest was never sampled.
         """
-        found: dict[str, bytes] = {}
-        wanted = list(dict.fromkeys(digests))
-        for start in range(0, len(wanted), _PARAMETERS):
-            part = wanted[start : start + _PARAMETERS]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT digest, tokens FROM crystals WHERE digest IN ({marks})"
-            found.update(self._rows(query, part))
+        found = dict(
+            self._rows(
+                "SELECT digest, tokens FROM crystals "
+                "WHERE digest IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(digests)),),
+            )
+        )
         return [found[digest] for digest in digests]
 
     def content_digest(self) -> str:
@@ -459,42 +453,3 @@ class ExperienceStore:
         if orphans:
             found.append(f"{orphans} crystals have no reward")
         return found
-
-
-def _finite(value: float) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    """Compact JSON with sorted keys; numbers that are not finite become null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(entry) for entry in value]
-        if isinstance(value, (np.generic, np.ndarray)):
-            return plain(value.tolist())
-        if isinstance(value, float):
-            return _finite(value)
-        return value
-
-    return json.dumps(plain(values), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _storage_error(path: str, action: str, error: sqlite3.DatabaseError) -> NucleateError:
-    why = str(error)
-    if "full" in why:
-        fix = f"Free space on the disk of {path}, then resume with --resume; nothing is lost."
-    elif "readonly" in why or "unable to open" in why or "permission" in why.lower():
-        fix = "Choose a folder that exists and that you may write to (output.directory)."
-    elif "locked" in why or "busy" in why:
-        fix = "Another process is writing to this run; wait for it or stop it."
-    elif "malformed" in why or "not a database" in why:
-        return CheckpointError(
-            f"{path} can't be read.", f"SQLite says: {why}.", "Restore it from a copy."
-        )
-    else:
-        fix = "Check the disk, then resume with --resume."
-    return StorageError(f"Can't {action} {path}.", f"SQLite says: {why}.", fix)

@@ -77,7 +77,7 @@ def replace_file(path: Path, data: bytes) -> None:
     with storage_errors(path):
         try:
             write_durably(temporary, data)
-            os.replace(temporary, path)
+            temporary.replace(path)
             fsync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

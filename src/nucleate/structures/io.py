@@ -24,13 +24,13 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from nucleate.errors import InputError, MissingDependencyError
+from nucleate.errors import InputError
 from nucleate.structures.parsing import ID_COLUMNS, RawRecord, parse_cell, to_structure
 
 if TYPE_CHECKING:
@@ -224,8 +224,9 @@ def _file(path: Path) -> Iterator[RawRecord]:
         elif kind == "parquet":
             yield from _parquet(path)
         else:
-            opened: Any = gzip.open(path, "rb") if packed else path.open("rb")
-            with opened as stream:
+            with ExitStack() as stack:
+                stream: Any = stack.enter_context(path.open("rb"))
+                stream = stack.enter_context(gzip.open(stream)) if packed else stream
                 yield from _stream(stream, kind, str(path))
 
 
@@ -368,15 +369,9 @@ def _xyz(text: IO[str], name: str) -> Iterator[RawRecord]:
 
 def _parquet(path: Path) -> Iterator[RawRecord]:
     """Rows of a parquet file with ``lattice``, ``numbers``, ``frac_coords``, or with ``cif``."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} is parquet, which needs pyarrow.",
-            str(error),
-            'Install it with: pip install "nucleate[parquet]"',
-        ) from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:

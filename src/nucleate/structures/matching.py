@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nucleate.structures.parsing import Cell, to_structure
+from nucleate.structures.validity import Limits, check_cell
 
 if TYPE_CHECKING:
     from pymatgen.core import Lattice
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 LTOL = 0.2
 STOL = 0.3
 ANGLE_TOL = 5.0
+MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
+_CELL_ONLY = Limits(-1.0, 0.1, (0.1, 1e5), (0.01, 1e4), (0.0, 180.0))
 _SHIFTS = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
 _SUMS = np.array(
     [shift for shift in _SHIFTS[14:] if np.abs(shift).sum() > 1]
@@ -106,16 +109,23 @@ def cell_digest(cell: Cell) -> bytes:
 
 
 def reduce_cell(cell: Cell) -> ReducedCell | None:
-    """The reduced primitive cell, by pymatgen; None for a cell that can't be reduced.
+    """The reduced primitive cell, by pymatgen; None for a cell that is no crystal.
+
+    A cell that is not finite, has less than 0.1 Å³ an atom, or is thinner than any crystal matches
+    nothing: on such cells pymatgen's search fails or goes on for ever.
 
     Args:
         cell: row vectors in Å, atomic numbers, fractional coordinates.
     """
+    if check_cell(cell[0], cell[2], _CELL_ONLY):
+        return None
     try:
         reduced = to_structure(cell).get_reduced_structure(reduction_algo="niggli")
         reduced = reduced.get_primitive_structure()
     except (ValueError, ArithmeticError, IndexError):
-        return None  # a degenerate cell: pymatgen finds no reduced form
+        return None  # pymatgen finds no reduced form
+    if max(reduced.lattice.abc) > MAX_ASPECT * reduced.volume ** (1.0 / 3.0):
+        return None
     return ReducedCell(
         np.array(reduced.lattice.matrix),
         np.array(reduced.atomic_numbers, dtype=np.int64),

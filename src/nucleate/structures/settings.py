@@ -21,8 +21,8 @@ from importlib.resources import files
 
 import numpy as np
 
+from nucleate.structures.batch import WyckoffBatch, steps_of, wrapped
 from nucleate.structures.symmetry import N_SPACE_GROUPS, TRANSLATION_UNIT, tables
-from nucleate.structures.wyckoff import WyckoffBatch, steps_of, wrapped
 
 CHUNK = 2048  # crystals described at once, which bounds memory
 LENGTH_STEP = 1e-3  # Å; lengths are compared in these steps

@@ -12,13 +12,13 @@ are 0. Space groups are found by moyo (K. Shinohara, https://github.com/spglib/m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nucleate.structures.batch import WyckoffBatch, steps_of, wrapped
 from nucleate.structures.symmetry import (
     N_SPACE_GROUPS,
     TRANSLATION_UNIT,
@@ -31,138 +31,22 @@ from nucleate.structures.symmetry import (
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-SNAP = 1e-4  # fractional; closer coordinates count as equal when an orbit's atom is chosen
+__all__ = [
+    "Cell",
+    "WyckoffBatch",
+    "decode",
+    "decode_arrays",
+    "encode",
+    "encode_cells",
+    "undecodable",
+]
+
 ON_POSITION = 1e-3  # fractional; distance from a position at which an atom still lies on it
+MIN_TRANSLATION = 0.5  # Å; no crystal repeats itself after less
 MAX_ATOMIC_NUMBER = 118
 
 Cell = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Row vectors (3, 3) in Å, atomic numbers (N,), fractional coordinates (N, 3)."""
-
-
-@dataclass(frozen=True, eq=False)
-class WyckoffBatch:
-    """B crystals as tokens, padded to S sites.
-
-    Attributes:
-        space_group: (B,) int16, 1..230; 0 marks a row that holds no crystal.
-        wyckoff: (B, S) int8, 0 = no site, a = 1, b = 2, ..., "A" = 27.
-        species: (B, S) int8, atomic number; 0 = no site.
-        frac_coords: (B, S, 3) float32 in [0, 1), on the position's first operation; 0 where
-            there is no site.
-        lattice: (B, 6) float32: a, b, c in Å, alpha, beta, gamma in degrees, conventional cell.
-    """
-
-    space_group: np.ndarray
-    wyckoff: np.ndarray
-    species: np.ndarray
-    frac_coords: np.ndarray
-    lattice: np.ndarray
-
-    def __post_init__(self) -> None:
-        b, s = self.wyckoff.shape
-        wanted = {"space_group": (b,), "species": (b, s), "frac_coords": (b, s, 3)}
-        wanted["lattice"] = (b, 6)
-        for name, shape in wanted.items():
-            if getattr(self, name).shape != shape:
-                found = getattr(self, name).shape
-                raise ValueError(f"WyckoffBatch.{name} has shape {found}, expected {shape}")
-
-    def __len__(self) -> int:
-        return len(self.space_group)
-
-    def __getitem__(self, index: np.ndarray | slice | Sequence[int]) -> WyckoffBatch:
-        """Rows by slice, integer array or mask; still a batch."""
-        if not isinstance(index, slice):
-            index = np.atleast_1d(np.asarray(index))
-        return WyckoffBatch(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @property
-    def n_sites(self) -> np.ndarray:
-        """(B,) int64, number of orbits."""
-        return (self.wyckoff > 0).sum(axis=1)
-
-    @property
-    def multiplicity(self) -> np.ndarray:
-        """(B, S) int16, atoms of each orbit in the conventional cell; 0 where no site."""
-        group = np.clip(self.space_group.astype(np.int64) - 1, 0, N_SPACE_GROUPS - 1)
-        return tables().multiplicity[group[:, None], self.wyckoff]
-
-    @property
-    def n_atoms(self) -> np.ndarray:
-        """(B,) int64, atoms in the conventional cell."""
-        return self.multiplicity.sum(axis=1, dtype=np.int64)
-
-    @staticmethod
-    def empty(n: int, sites: int) -> WyckoffBatch:
-        """``n`` rows of zeros with room for ``sites`` sites."""
-        return WyckoffBatch(
-            np.zeros(n, np.int16),
-            np.zeros((n, sites), np.int8),
-            np.zeros((n, sites), np.int8),
-            np.zeros((n, sites, 3), np.float32),
-            np.zeros((n, 6), np.float32),
-        )
-
-    @staticmethod
-    def concatenate(batches: Sequence[WyckoffBatch]) -> WyckoffBatch:
-        """One batch from several, padded to the longest."""
-        width = max((b.wyckoff.shape[1] for b in batches), default=0)
-        padded = [b.padded(width) for b in batches] or [WyckoffBatch.empty(0, 0)]
-        names = [f.name for f in fields(WyckoffBatch)]
-        return WyckoffBatch(*(np.concatenate([getattr(b, n) for b in padded]) for n in names))
-
-    def padded(self, sites: int) -> WyckoffBatch:
-        """The same crystals with room for ``sites`` sites (at least the present number)."""
-        extra = sites - self.wyckoff.shape[1]
-        if extra < 0 and (self.wyckoff[:, sites:] > 0).any():
-            raise ValueError(f"{int(self.n_sites.max())} sites don't fit into {sites}")
-        if extra < 0:
-            kept = (self.wyckoff[:, :sites], self.species[:, :sites], self.frac_coords[:, :sites])
-        else:
-            pad = ((0, 0), (0, extra))
-            kept = (
-                np.pad(self.wyckoff, pad),
-                np.pad(self.species, pad),
-                np.pad(self.frac_coords, (*pad, (0, 0))),
-            )
-        return WyckoffBatch(self.space_group, *kept, self.lattice)
-
-    def composition(self, i: int) -> dict[int, int]:
-        """Atoms of each atomic number in the conventional cell of crystal ``i``."""
-        counts: dict[int, int] = {}
-        for z, m in zip(self.species[i].tolist(), self.multiplicity[i].tolist(), strict=True):
-            if m:
-                counts[z] = counts.get(z, 0) + m
-        return counts
-
-    def formula(self, i: int) -> str:
-        """Reduced formula of crystal ``i``, as pymatgen writes it."""
-        from pymatgen.core import Composition, Element
-
-        counts = {Element.from_Z(z): n for z, n in self.composition(i).items()}
-        return Composition(counts).reduced_formula
-
-    def digest(self, i: int) -> str:
-        """Stable hash of the content of crystal ``i``, whatever the padding.
-
-        Coordinates count in steps of 1e-4, lengths of 1e-3 Å and angles of 1e-2 degrees.
-        """
-        sites = self.wyckoff[i] > 0
-        steps = np.round(self.frac_coords[i][sites].astype(np.float64) * 1e4).astype(np.int64)
-        cell = np.round(self.lattice[i].astype(np.float64) * ([1e3] * 3 + [1e2] * 3))
-        content = np.concatenate(
-            [
-                [int(self.space_group[i])],
-                self.wyckoff[i][sites].astype(np.int64),
-                self.species[i][sites].astype(np.int64),
-                (steps % 10_000).ravel(),
-                cell.astype(np.int64),
-            ]
-        )
-        return hashlib.sha256(content.astype("<i8").tobytes()).hexdigest()[:32]
-
-
-# ---------------------------------------------------------------------------------- encode
 
 
 def encode(
@@ -271,6 +155,9 @@ def _cell_defect(
         return f"atomic numbers outside 1..{MAX_ATOMIC_NUMBER}"
     if abs(np.linalg.det(lattice)) < 1e-3:
         return "the cell has no volume"
+    shortest = _shortest_translation(lattice)
+    if shortest < MIN_TRANSLATION:
+        return f"a lattice translation of {shortest:.3g} Å, less than {MIN_TRANSLATION} Å"
     apart = frac_coords[:, None] - frac_coords[None]
     distance = np.linalg.norm((apart - np.round(apart)) @ lattice, axis=2)
     first, second = np.nonzero(np.triu(distance < symprec, k=1))
@@ -278,6 +165,17 @@ def _cell_defect(
         i, j = int(first[0]), int(second[0])
         return f"atoms {i} and {j} are {distance[i, j]:.3g} Å apart, within symprec {symprec} Å"
     return ""
+
+
+def _shortest_translation(lattice: np.ndarray) -> float:
+    """Length in Å of the shortest lattice vector, or a lower bound on it of 1 Å or more."""
+    from moyopy import minkowski_reduce
+
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    if heights.min() >= 1.0:
+        return float(heights.min())
+    reduced, _ = minkowski_reduce(lattice.tolist())
+    return float(np.linalg.norm(reduced, axis=1).min())
 
 
 def _tokens(found: Sequence[_Standard], n_rows: int, reasons: list[str]) -> WyckoffBatch:
@@ -356,30 +254,6 @@ def _letters(
     return chosen, position
 
 
-def wrapped(frac_coords: np.ndarray) -> np.ndarray:
-    """Fractional coordinates brought into [0, 1); those within 1e-4 below 1 become 0."""
-    inside = frac_coords - np.floor(frac_coords)
-    inside[inside > 1.0 - SNAP] = 0.0
-    return inside
-
-
-def steps_of(frac_coords: np.ndarray) -> np.ndarray:
-    """One integer for each position, ordered as x, then y, then z in steps of 1e-4.
-
-    Args:
-        frac_coords: (..., 3) in [0, 1).
-
-    Returns:
-        (...,) int64.
-    """
-    edge = 0.3819660112501051  # keeps the edges of the steps away from round decimals
-    steps = np.floor(frac_coords / SNAP + edge).astype(np.int64)
-    return (steps[..., 0] * 16384 + steps[..., 1]) * 16384 + steps[..., 2]
-
-
-# ---------------------------------------------------------------------------------- decode
-
-
 def decode(batch: WyckoffBatch, primitive: bool = True) -> tuple[list[Structure | None], list[str]]:
     """Structures of tokens.
 
@@ -415,7 +289,8 @@ def decode_arrays(
     good = np.array([not reason for reason in reasons], dtype=bool)
     table = tables()
     group = np.where(good, batch.space_group, 1).astype(np.int64) - 1
-    lattice = lattice_matrix(symmetrise_lattice(group + 1, batch.lattice.astype(np.float64)))
+    cell = np.where(good[:, None], batch.lattice, 1.0).astype(np.float64)
+    lattice = lattice_matrix(symmetrise_lattice(group + 1, cell))
     per_cell = table.centring_order[group].astype(np.int64) if primitive else np.ones_like(group)
 
     row, slot = np.nonzero((batch.wyckoff > 0) & good[:, None])
@@ -465,9 +340,9 @@ def undecodable(batch: WyckoffBatch) -> list[str]:
     twice = (order[:, 1:] == order[:, :-1]).any(axis=1)
     element = (batch.species >= 1) & (batch.species <= MAX_ATOMIC_NUMBER)
     cell = symmetrise_lattice(g + 1, batch.lattice.astype(np.float64))
-    with np.errstate(invalid="ignore"):
-        volume = np.linalg.det(lattice_matrix(cell))
-        positive = (cell[:, :3] > 0).all(1) & (cell[:, 3:] > 0).all(1) & (cell[:, 3:] < 180).all(1)
+    in_range = ((cell > 0) & np.isfinite(cell)).all(1) & (cell[:, 3:] < 180).all(1)
+    matrix = lattice_matrix(np.where(in_range[:, None], cell, 1.0))
+    volume = np.linalg.det(np.nan_to_num(matrix))
     tests = (
         (~known, "space group {g} is outside 1..230"),
         (~site.any(axis=1), "no site"),
@@ -475,8 +350,8 @@ def undecodable(batch: WyckoffBatch) -> list[str]:
         (twice, "two orbits on one position without a free coordinate"),
         ((site & ~element).any(axis=1), "a site without a chemical element"),
         (~np.isfinite(batch.frac_coords).all(axis=(1, 2)), "a coordinate is not finite"),
-        (~(np.isfinite(cell).all(axis=1) & positive), "a length or angle out of range"),
-        (~(volume > 1e-3), "no cell has these angles, or it has no volume"),
+        (~in_range, "a length or angle out of range"),
+        (in_range & ~(volume > 1e-3), "no cell has these angles, or it has no volume"),
     )
     reasons = [""] * b
     for failed, text in tests:

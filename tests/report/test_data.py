@@ -1,0 +1,77 @@
+"""Report data from a run directory equal those from memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nucleate.errors import InputError
+from nucleate.evaluation.best import Best, write_best
+from nucleate.evaluation.compare import compare, write_comparison, write_evaluation
+from nucleate.evaluation.summary import Evaluation
+from nucleate.report.data import (
+    CRYSTALS_FOLDER,
+    EVALUATION_FOLDER,
+    ReportData,
+    load_run,
+)
+from nucleate.report.page import build_report
+
+
+def write_run(run: Path, data: ReportData, judged: tuple[Evaluation, Evaluation, Best]) -> None:
+    """The files that a finished run leaves for the report."""
+    base, tuned, best = judged
+    run.mkdir()
+    (run / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in data.metrics))
+    (run / "recipe.yaml").write_text(data.recipe)
+    (run / "manifest.json").write_text(json.dumps(data.manifest))
+    for evaluation in (base, tuned):
+        write_evaluation(evaluation, run / EVALUATION_FOLDER)
+    write_comparison(compare([base], [tuned]), run / EVALUATION_FOLDER)
+    write_best(best, run / CRYSTALS_FOLDER)
+
+
+def test_a_run_read_back_is_the_run_in_memory(
+    tmp_path: Path, report_data: ReportData, judged: tuple[Evaluation, Evaluation, Best]
+) -> None:
+    write_run(tmp_path / "stability", report_data, judged)
+    loaded = load_run(tmp_path / "stability")
+    assert loaded.title == "stability"
+    assert loaded.metrics == report_data.metrics
+    assert loaded.space_groups == report_data.space_groups
+    assert loaded.comparison == json.loads(json.dumps(report_data.comparison))
+    for side, values in report_data.e_above_hull.items():
+        assert loaded.e_above_hull[side] == pytest.approx(values)
+    assert len(loaded.crystals) == len(report_data.crystals)
+    for read, kept in zip(loaded.crystals, report_data.crystals, strict=True):
+        assert read.formula == kept.formula
+        assert read.e_above_hull == pytest.approx(kept.e_above_hull)
+        assert (read.sun, read.new, read.hull_support) == (kept.sun, kept.new, kept.hull_support)
+        composition = read.structure.composition
+        assert composition.reduced_formula == kept.structure.composition.reduced_formula
+
+
+def test_sodium_nitride_is_no_missing_value(
+    tmp_path: Path, report_data: ReportData, judged: tuple[Evaluation, Evaluation, Best]
+) -> None:
+    base, tuned, best = judged
+    rows = [{**row, "formula": "NaN"} for row in best.rows[:2]]
+    write_run(tmp_path / "run", report_data, (base, tuned, Best(best.structures[:2], rows)))
+    assert [crystal.formula for crystal in load_run(tmp_path / "run").crystals] == ["NaN"] * 2
+
+
+def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "evaluations": 128}\n{"step": 1, "eval')
+    page = build_report(tmp_path)
+    assert page == tmp_path / "report.html"
+    assert "have not been evaluated yet" in page.read_text()
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        load_run(tmp_path / "absent")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        load_run(tmp_path)
