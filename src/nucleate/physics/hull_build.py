@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -200,7 +201,9 @@ def _fractions(compositions: Sequence[CompositionLike]) -> tuple[np.ndarray, lis
     """(M, E) atomic fractions and the E elements that occur, by atomic number."""
     from pymatgen.core import Composition
 
-    read = [Composition(c).get_el_amt_dict() for c in compositions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity
+        read = [Composition(c).get_el_amt_dict() for c in compositions]
     for row in read:
         for isotope, element in ISOTOPES.items():
             if isotope in row:

@@ -5,7 +5,8 @@ the weights. The loss is the negative log-likelihood in nats a crystal, of cryst
 numbers of sites, so that nothing is spent on padding. What keeps a large network from learning
 69,565 crystals by heart:
 
-* every crystal is shown in a random one of its equivalent descriptions (origin and setting);
+* every crystal is shown in one canonical description of its origin and axes, so that nothing is
+  spent on learning the equivalent ones (``setting: random`` shows them all instead);
 * free coordinates and lattice parameters carry a little noise, drawn anew each time;
 * dropout and weight decay; the average weights with the best validation loss are kept.
 
@@ -40,7 +41,7 @@ from nucleate.policies.tokens import Tokens
 from nucleate.policies.wyckoff import PARTS, WyckoffPolicy
 from nucleate.structures import symmetry
 from nucleate.structures.datasets import TokenDataset
-from nucleate.structures.settings import random_setting
+from nucleate.structures.settings import canonical_setting, random_setting
 from nucleate.structures.wyckoff import WyckoffBatch
 
 STABILITY_EDGES = (0.025, 0.1, 0.25)
@@ -65,7 +66,8 @@ class PretrainingConfig:
         ema: decay of the average of the weights, per step.
         coordinate_noise: standard deviation in fractions of a cell edge.
         lattice_noise: standard deviation in the units of ``policies.lattice``.
-        augment: show equivalent descriptions.
+        setting: "canonical" shows every crystal in one of its equivalent descriptions (origin and
+            axes), always the same; "random" in one drawn anew each time.
         precision: "float32" or "bfloat16" (mixed).
         validate_every: steps between validations and checkpoints.
         seed: of everything random.
@@ -81,7 +83,7 @@ class PretrainingConfig:
     ema: float = 0.999
     coordinate_noise: float = 0.002
     lattice_noise: float = 0.003
-    augment: bool = True
+    setting: str = "canonical"
     precision: str = "float32"
     validate_every: int = 500
     seed: int = 0
@@ -193,15 +195,22 @@ class Pretraining:
     def _tokens(self, rows: np.ndarray, step: int) -> Tokens:
         """This process's share of a batch, augmented."""
         rng = np.random.default_rng([self.config.seed, 2, step])
-        batch = self.train.rows(rows)
-        if self.config.augment:
-            batch = random_setting(batch, rng)
+        batch = self._rows(self.train, rows, rng)
         batch, parameters = add_noise(batch, rng, self.config)
         share = slice(self.rank, None, self.world)
         classes = self.train_classes[rows]
         return Tokens.from_batch(
             batch[share], stability=classes[share], parameters=parameters[share]
         )
+
+    def _rows(
+        self, dataset: TokenDataset, rows: np.ndarray, rng: np.random.Generator | None = None
+    ) -> WyckoffBatch:
+        """Crystals in the setting that the run asks for; without ``rng``, the canonical one."""
+        batch = dataset.rows(rows)
+        if self.config.setting == "random" and rng is not None:
+            return random_setting(batch, rng)
+        return canonical_setting(batch)
 
     def _batches(self) -> Iterator[np.ndarray]:
         """Batches from the current step to the last."""
@@ -310,7 +319,7 @@ class Pretraining:
         totals = torch.zeros(len(PARTS))
         for chunk in np.array_split(rows, max(1, len(rows) // 256)):
             tokens = Tokens.from_batch(
-                self.validation.rows(chunk), stability=self.validation_classes[chunk]
+                self._rows(self.validation, chunk), stability=self.validation_classes[chunk]
             ).to(self.policy.device)
             totals += self.policy.log_prob_parts(tokens, self.condition).sum(0).cpu()
         self.policy.network.load_state_dict(current)
