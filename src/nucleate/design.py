@@ -45,7 +45,7 @@ from nucleate.structures.wyckoff import WyckoffBatch, decode
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from nucleate.protocols import Potential, Scores
+    from nucleate.protocols import Scores
 
 FORMULAS = "formulas.npy"
 MODEL_FOLDER = "model"
@@ -110,7 +110,13 @@ def condition_from_recipe(recipe: Recipe, policy: WyckoffPolicy) -> Condition:
         weights[list(settings.space_groups)] = 1.0
     elements = np.zeros(119, dtype=bool)
     elements[settings.elements.numbers()] = True
-    return Condition(weights, elements, temperature=settings.temperature, top_p=settings.top_p)
+    return Condition(
+        weights,
+        elements,
+        temperature=settings.temperature,
+        coordinate_temperature=settings.coordinate_temperature,
+        top_p=settings.top_p,
+    )
 
 
 def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
@@ -155,7 +161,7 @@ def judge(
     """
     invalid = check_all(samples.structures)
     rows = [i for i, why in enumerate(invalid) if not why]
-    chosen = [samples.structures[i] for i in rows]
+    chosen = [s for s, why in zip(samples.structures, invalid, strict=True) if s and not why]
     energies = stability.energies(chosen)
     judged: dict[str, Scores] = {}
     cards = {}
@@ -203,7 +209,7 @@ def _spread(scores: Scores, rows: Sequence[int], invalid: Sequence[str]) -> Scor
 
 
 @contextmanager
-def potential_pool(name: str = "chgnet", workers: int = 0) -> Iterator[Potential]:
+def potential_pool(name: str = "chgnet", workers: int = 0) -> Iterator[PooledPotential]:
     """A potential on all cores: worker processes that each hold a copy of it.
 
     Args:
@@ -221,6 +227,7 @@ def tune(
     overrides: Sequence[str] = (),
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
+    on_run: Callable[[Path], None] | None = None,
 ) -> Path:
     """Start a run.
 
@@ -229,6 +236,7 @@ def tune(
         overrides: such as ``budget.steps=20``.
         on_step: called with the metrics of each step.
         on_stage: called with a line for each stage of the job.
+        on_run: called with the run's folder as soon as there is one; it can be resumed from then.
 
     Returns:
         The run's folder, with the model, crystals, tables and report in it.
@@ -247,6 +255,8 @@ def tune(
         files={"model": folder / WEIGHTS},
     )
     with run:
+        if on_run is not None:
+            on_run(run.path)
         _tune(recipe, run, on_step, on_stage)
     return run.path
 
@@ -267,7 +277,7 @@ def resume(
         manifest = run.manifest()
         recipe = Recipe.model_validate(manifest["recipe"])
         expected = manifest["files"]["model"]["sha256"]
-        found = load_policy(recipe.model.checkpoint).metadata["weights_sha256"]
+        found = str(load_policy(recipe.model.checkpoint).metadata["weights_sha256"])
         if found != expected:
             raise CheckpointError(
                 f"the model {recipe.model.checkpoint!r} is not the one this run started from",
@@ -303,7 +313,7 @@ def _tune(
     condition = condition_from_recipe(recipe, policy)
     with potential_pool(workers=workers) as potential, run.store() as store:
         objective = Objective.from_settings(
-            recipe.objective, store, resources={"potential": potential}
+            recipe.objective, store, resources={"potential": potential, "pool": potential.pool}
         )
         loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=on_step)
         done = loop.restore()
@@ -362,7 +372,7 @@ def _judge_both(
     comparison.write_comparison(compared, folder)
     best = _best(pooled, recipe.output.best)
     write_best(best, run.path / CRYSTALS_FOLDER)
-    say(comparison.to_markdown(compared))
+    say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")
 
 
 def _best(pooled: Sequence[tuple[Evaluation, Samples]], limit: int) -> Best:

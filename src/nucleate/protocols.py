@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from pymatgen.core import Structure
 
@@ -90,9 +88,13 @@ class Property(Protocol):
     cost: CostClass
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Name, settings and weights in one string."""
+        ...
 
-    def evaluate(self, structures: Sequence[Structure]) -> Scores: ...
+    def evaluate(self, structures: Sequence[Structure]) -> Scores:
+        """Values of B crystals, order kept; failures are entries with a status."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,10 @@ class Policy(Protocol):
     whatever the condition.
     """
 
-    def sample(self, n: int, condition: Any, generator: torch.Generator) -> Rollout: ...
+    def sample(self, n: int, condition: Any, generator: torch.Generator) -> Rollout:
+        """Draw ``n`` crystals."""
+        ...
 
-    def log_prob(self, rollout: Rollout) -> torch.Tensor: ...
-
-    def save(self, path: Path) -> None: ...
+    def log_prob(self, rollout: Rollout) -> torch.Tensor:
+        """(B,) nats under the current weights and the rollout's own condition."""
+        ...

@@ -77,7 +77,13 @@ class ConditionSettings(Settings):
     )
     elements: ElementSettings = option(ElementSettings, description="which elements may occur")
     temperature: float = option(
-        1.0, description="divides logits and widens continuous draws", gt=0, le=10
+        1.0, description="divides the logits of letters and species", gt=0, le=10
+    )
+    coordinate_temperature: float = option(
+        0.3,
+        description="widens draws of coordinates and lattice; 1 is the model's own",
+        gt=0,
+        le=10,
     )
     top_p: Probability = option(
         1.0, description="keep the likeliest tokens that together have this probability"
@@ -293,7 +299,20 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         )
     recipe = load_settings(Recipe, text, source, overrides)
     check_properties(recipe.objective, source, base=path.parent)
-    return recipe
+    return _with_absolute_paths(recipe, source, base=path.parent)
+
+
+def _with_absolute_paths(recipe: Recipe, source: str, base: Path) -> Recipe:
+    """The recipe with ``path.py:function`` properties spelt out, so that a run can be resumed."""
+    from nucleate import plugins
+
+    terms = list(recipe.objective.terms)
+    for i, term in enumerate(terms):
+        if plugins.is_custom(term.property):
+            path, function = plugins.custom_path(term.property, base, source)
+            terms[i] = term.model_copy(update={"property": f"{path}:{function}"})
+    objective = recipe.objective.model_copy(update={"terms": tuple(terms)})
+    return recipe.model_copy(update={"objective": objective})
 
 
 def check_properties(objective: ObjectiveSettings, source: str, base: Path = Path()) -> None:

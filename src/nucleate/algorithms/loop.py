@@ -35,6 +35,7 @@ from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 STABILITY = "e_above_hull"
+DRAWS = ("draws", "n_draws")  # what PPO.remember adds to a rollout
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Loop:
         self.bonus = NoveltyBonus(known, settings.novelty_bonus, settings.novelty_uses)
         self.guard = Guard(settings.guard)
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.stopped = 0, 0.0, ""
         self._next: _Submitted | None = None
         self._resumed_tokens: dict[str, Any] | None = None
 
@@ -100,23 +101,23 @@ class Loop:
         Returns:
             Why the run stopped.
         """
-        if self._next is None and self._resumed_tokens is not None:
+        if self._resumed_tokens is not None and not self.stopped:
             restored = self._restored_rollout(self._resumed_tokens)
             self._next = self._submit(restored, self.step, 0.0)
             self._resumed_tokens = None
         clock = time.monotonic()
-        reason = self._exhausted(0)
+        reason = self.stopped or self._exhausted(0)
         while not reason:
             if self._next is None:
                 self._next = self._sample_and_submit(self.step)
             current, self._next = self._next, None
             if not self._exhausted(len(current.rollout)):
                 self._next = self._sample_and_submit(self.step + 1)
-            stop = self._finish(current)
+            self.stopped = self._finish(current)
             self.step += 1
             self.seconds += time.monotonic() - clock
             clock = time.monotonic()
-            reason = stop or self._exhausted(0) or ("" if self._next else "budget spent")
+            reason = self.stopped or self._exhausted(0) or ("" if self._next else "budget spent")
             if reason or self.step % self.recipe.output.checkpoint_every == 0:
                 self.checkpoint()
         logger.info("stopped after %d steps: %s", self.step, reason)
@@ -139,6 +140,7 @@ class Loop:
     def _sample_and_submit(self, step: int) -> _Submitted:
         started = time.monotonic()
         rollout = self.policy.sample(self.recipe.budget.batch_size, self.condition, self.generator)
+        rollout = self.algorithm.remember(rollout)
         return self._submit(rollout, step, time.monotonic() - started)
 
     def _submit(self, rollout: Rollout, step: int, seconds: float) -> _Submitted:
@@ -195,7 +197,9 @@ class Loop:
             metrics,
             timings=timings,
         )
-        self.run_directory.log(self.step, metrics | timings)
+        self.run_directory.log(
+            self.step, metrics | timings, tensorboard=self.recipe.output.tensorboard
+        )
         if self.on_step is not None:
             best = np.argsort(-reward, kind="stable")[:3]
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
@@ -268,6 +272,7 @@ class Loop:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "stopped": self.stopped,
             "algorithm": self.algorithm.state_dict(),
             "bonus": self.bonus.state_dict(),
             "guard": self.guard.state_dict(),
@@ -289,6 +294,7 @@ class Loop:
         if checkpoint is not None:
             state = checkpoint.state
             self.step, self.seconds = state["step"], state["seconds"]
+            self.stopped = state["stopped"]
             self.algorithm.load_state_dict(state["algorithm"])
             self.bonus.load_state_dict(state["bonus"])
             self.guard.load_state_dict(state["guard"])
@@ -299,7 +305,8 @@ class Loop:
     def _restored_rollout(self, packed: dict[str, Any]) -> Rollout:
         batch = WyckoffBatch(**{k: np.asarray(v) for k, v in packed["batch"].items()})
         tokens = Tokens(**{k: torch.as_tensor(v) for k, v in packed["tokens"].items()})
-        trace = {"tokens": tokens, "condition": self.condition}
+        kept = {name: torch.as_tensor(value) for name, value in packed["draws"].items()}
+        trace = {"tokens": tokens, "condition": self.condition, **kept}
         return Rollout(batch, torch.as_tensor(packed["log_prob"]), trace)
 
 
@@ -308,4 +315,5 @@ def _pack_rollout(rollout: Rollout) -> dict[str, Any]:
         "batch": dict(vars(rollout.batch)),
         "tokens": dict(vars(rollout.trace["tokens"])),
         "log_prob": rollout.log_prob,
+        "draws": {name: rollout.trace[name] for name in DRAWS if name in rollout.trace},
     }

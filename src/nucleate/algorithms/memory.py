@@ -117,9 +117,10 @@ class Guard:
             now = float(np.mean([m[name] for m in self.recent]))
             least = getattr(self.settings, limit)
             if now < least * before:
+                what = name.removeprefix("n_").replace("_", " ")
                 return (
-                    f"{name.removeprefix('n_').replace('_', ' ')} fell to {now:.3g}, {now / before:.0%} of the "
-                    f"{before:.3g} at the start (the guard's limit is {least:.0%})"
+                    f"{what} fell to {now:.3g}, {now / before:.0%} of the {before:.3g} at the "
+                    f"start (the guard's limit is {least:.0%})"
                 )
         return ""
 

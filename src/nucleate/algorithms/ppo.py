@@ -3,20 +3,20 @@
 Maximises E[r(x) - tau ln(p(x) / p_prior(x))] over whole crystals (arXiv:2504.02367, appendix C).
 
 ``form: published`` is the paper's algorithm. The advantage A = R - b is a constant in each step,
-R(x) = r(x) - tau ln(p(x) / p_prior(x)), and b is a running mean of R (eqs. S1-S3); the objective
-is the clipped surrogate over the whole batch, one ratio for each crystal.
+R(x) = r(x) - tau ln(p(x) / p_prior(x)), and b_k = 0.95 b_(k-1) + 0.05 mean(R) (eqs. S1-S3); the
+objective is the clipped surrogate over the whole batch, one ratio for each crystal.
 
 ``form: default`` differs in this: the KL gradient is taken outside the clipped surrogate, so that
 clipping a crystal's ratio never releases it from the prior. With a score-function estimate,
 grad KL(p || p_prior) = E[(ln p/p_prior - mean) grad ln p].
 
 Both forms take the same options: minibatches, whitening, what the baseline is, a ratio for each
-token, an adaptive tau.
+token, an adaptive tau, a reward for entropy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,9 @@ MICRO_BATCH = 64
 class Baseline:
     """Running means of the reward: over everything, and of each space group.
 
-    A space group's mean starts from the overall mean of its time, and moves towards its own
-    rewards as these come in.
+    The overall mean counts a batch before it is compared with, as published. A space group's mean
+    starts from the overall mean of its time, and moves towards its own rewards after these were
+    compared with it: the few of a batch must not be their own baseline.
     """
 
     decay: float
@@ -44,23 +45,22 @@ class Baseline:
     groups: dict[int, float] | None = None
 
     def __call__(self, kind: str, reward: np.ndarray, space_group: np.ndarray) -> np.ndarray:
-        """(B,) baseline for this batch, then update from it."""
+        """(B,) baseline for this batch, and update from it."""
         mean = float(reward.mean())
-        if self.overall is None:
-            self.overall, self.groups = mean, {}
-        assert self.groups is not None
+        lagged = mean if self.overall is None else self.overall
+        groups = self.groups = {} if self.groups is None else self.groups
+        self.overall = self.decay * lagged + (1 - self.decay) * mean
         if kind == "batch":
             baseline = np.full(len(reward), mean)
         elif kind == "batch_ema":
             baseline = np.full(len(reward), self.overall)
         else:
-            baseline = np.array([self.groups.get(int(g), self.overall) for g in space_group])
+            baseline = np.array([groups.get(int(g), lagged) for g in space_group])
         for group in np.unique(space_group):
             rows = space_group == group
-            before = self.groups.get(int(group), self.overall)
-            weight = self.decay ** rows.sum()
-            self.groups[int(group)] = weight * before + (1 - weight) * float(reward[rows].mean())
-        self.overall = self.decay * self.overall + (1 - self.decay) * mean
+            before = groups.get(int(group), lagged)
+            weight = self.decay ** int(rows.sum())
+            groups[int(group)] = weight * before + (1 - weight) * float(reward[rows].mean())
         return baseline
 
 
@@ -82,6 +82,28 @@ class PPO:
 
     # one update ---------------------------------------------------------------------------
 
+    def remember(self, rollout: Rollout) -> Rollout:
+        """Keep what the policy that has just drawn a rollout gives every single draw.
+
+        Only a ratio for each token needs it; for one ratio a crystal the rollout stays as it is.
+        """
+        if self.settings.ratio != "token":
+            return rollout
+        tokens, condition = self.policy.tokens(rollout), rollout.trace["condition"]
+        values: list[torch.Tensor] = [torch.zeros(0)] * len(rollout)
+        with torch.no_grad():
+            for rows in buckets(tokens.n_sites, MICRO_BATCH):
+                draws = self.policy.log_prob_draws(tokens.select(rows), condition)
+                order, counts = _by_crystal(draws)
+                pieces = draws.value[order].split(counts.tolist())
+                for row, piece in zip(rows.tolist(), pieces, strict=True):
+                    values[row] = piece
+        kept = {
+            "draws": torch.cat(values).cpu(),
+            "n_draws": torch.tensor([len(piece) for piece in values]),
+        }
+        return replace(rollout, trace={**rollout.trace, **kept})
+
     def update(
         self, rollout: Rollout, reward: np.ndarray, generator: torch.Generator
     ) -> dict[str, float]:
@@ -96,15 +118,16 @@ class PPO:
             Metrics of the step, log-probabilities in nats a crystal.
         """
         settings, condition = self.settings, rollout.trace["condition"]
+        if settings.ratio == "token" and "draws" not in rollout.trace:
+            rollout = self.remember(rollout)
         tokens = self.policy.tokens(rollout)
         drawn_log_prob = rollout.log_prob.to(self.policy.device)
         prior_log_prob = self.prior.log_prob(rollout).to(self.policy.device)
         divergence = drawn_log_prob - prior_log_prob
         target = torch.as_tensor(reward, dtype=torch.float32, device=self.policy.device)
+        baselined = reward - settings.entropy_weight * drawn_log_prob.cpu().numpy()
         if settings.form == "published":
-            baselined = reward - self.kl_weight * divergence.cpu().numpy()
-        else:
-            baselined = reward - settings.entropy_weight * drawn_log_prob.cpu().numpy()
+            baselined = baselined - self.kl_weight * divergence.cpu().numpy()
         space_group = rollout.batch.space_group
         baseline = self.baseline(settings.baseline, baselined, space_group)
         advantage = target + torch.as_tensor(
@@ -119,6 +142,9 @@ class PPO:
             (advantage - centre) / scale,
             divergence.mean(),
             self.kl_weight / scale,
+            (self.kl_weight + settings.entropy_weight) / scale,
+            rollout.trace.get("draws"),
+            rollout.trace.get("n_draws"),
         )
         size = settings.minibatch or len(reward)
         totals: dict[str, float] = {"clip_fraction": 0.0, "gradient_norm": 0.0, "updates": 0.0}
@@ -145,13 +171,10 @@ class PPO:
         """One step of the optimiser on some rows of the batch."""
         self.optimiser.zero_grad(set_to_none=True)
         clipped = 0.0
-        old = self._old_draws(batch, rows, condition) if self.settings.ratio == "token" else None
-        for i, part in enumerate(buckets(batch.tokens.n_sites[rows], MICRO_BATCH)):
+        for part in buckets(batch.tokens.n_sites[rows], MICRO_BATCH):
             index = rows[part]
             draws = self.policy.log_prob_draws(batch.tokens.select(index), condition)
-            surrogate, outside = self._surrogate(
-                batch, index, draws, None if old is None else old[i]
-            )
+            surrogate, outside = self._surrogate(batch, index, draws)
             (-surrogate.sum() / len(rows)).backward()
             clipped += float(outside)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -162,26 +185,28 @@ class PPO:
         return {"clip_fraction": clipped / len(rows), "gradient_norm": float(norm)}
 
     def _surrogate(
-        self, batch: _Batch, index: torch.Tensor, draws: Draws, old: torch.Tensor | None
+        self, batch: _Batch, index: torch.Tensor, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is maximised for each crystal (b,), and how many ratios were clipped."""
         epsilon, advantage = self.settings.clip_epsilon, batch.advantage[index]
         log_prob = draws.parts().sum(1)
         if self.settings.form == "published":
-            # R holds the current policy's divergence; the part since sampling is added here
+            # R holds the current policy's ln p; its change since sampling is added here
             moved = (log_prob - batch.drawn_log_prob[index]).detach()
-            advantage = advantage - batch.kl_weight * moved
-        if old is None:
+            advantage = advantage - batch.log_prob_weight * moved
+        if self.settings.ratio == "sequence":
             ratio = torch.exp((log_prob - batch.drawn_log_prob[index]).clamp(-20, 20))
             bounded = ratio.clamp(1 - epsilon, 1 + epsilon)
             surrogate = torch.minimum(ratio * advantage, bounded * advantage)
             outside = ((ratio - 1).abs() > epsilon).sum()
         else:
-            ratio = torch.exp((draws.value - old).clamp(-20, 20))
-            each = advantage[draws.row]
+            order, _ = _by_crystal(draws)
+            row = draws.row[order]
+            ratio = torch.exp((draws.value[order] - batch.old_draws(index)).clamp(-20, 20))
+            each = advantage[row]
             bounded = ratio.clamp(1 - epsilon, 1 + epsilon)
             terms = torch.minimum(ratio * each, bounded * each)
-            surrogate = torch.zeros_like(advantage).index_add(0, draws.row, terms)
+            surrogate = torch.zeros_like(advantage).index_add(0, row, terms)
             share = ((ratio - 1).abs() > epsilon).float().mean()
             outside = share * len(index)
         if self.settings.form == "default":
@@ -189,14 +214,6 @@ class PPO:
             weight = torch.exp((log_prob - batch.drawn_log_prob[index]).detach().clamp(-2, 2))
             surrogate = surrogate - batch.kl_weight * weight * divergence * log_prob
         return surrogate, outside
-
-    @torch.no_grad()
-    def _old_draws(self, batch: _Batch, rows: torch.Tensor, condition: Any) -> list[torch.Tensor]:
-        """Log-probabilities of single draws before this step, bucket by bucket."""
-        return [
-            self.policy.log_prob_draws(batch.tokens.select(rows[part]), condition).value
-            for part in buckets(batch.tokens.n_sites[rows], MICRO_BATCH)
-        ]
 
     def _adapt(self, kl: float) -> None:
         """Move tau so that the divergence stays at its target (Ziegler et al. 2019, eq. 4)."""
@@ -240,3 +257,20 @@ class _Batch:
     advantage: torch.Tensor
     mean_divergence: torch.Tensor
     kl_weight: float
+    log_prob_weight: float
+    draws: torch.Tensor | None
+    n_draws: torch.Tensor | None
+
+    def old_draws(self, index: torch.Tensor) -> torch.Tensor:
+        """Single draws of the crystals ``index`` under the policy that drew them, nats."""
+        assert self.draws is not None and self.n_draws is not None
+        pieces = self.draws.split(self.n_draws.tolist())
+        return torch.cat([pieces[i] for i in index.tolist()]).to(self.drawn_log_prob.device)
+
+
+def _by_crystal(draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order that puts the draws of each crystal together, and how many there are of each.
+
+    Within a crystal the order depends on the crystal alone, whatever batch it is scored in.
+    """
+    return torch.argsort(draws.row, stable=True), torch.bincount(draws.row, minlength=draws.n)

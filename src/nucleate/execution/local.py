@@ -322,7 +322,7 @@ class PooledPotential:
         self.level_of_theory = described.level_of_theory
         self.correction = described.correction
         self.weights_hash = described.weights_hash
-        self._spec, self._pool, self._timeout = spec, pool, timeout
+        self._spec, self.pool, self._timeout = spec, pool, timeout
 
     def evaluate(
         self,
@@ -348,7 +348,7 @@ class PooledPotential:
         Equal structures are computed once. Structures travel as arrays, the largest first.
         """
         work = partial(_evaluate, self._spec, forces, stress, magmoms)
-        return _spread(self._pool, work, structures, self._timeout)
+        return _spread(self.pool, work, structures, self._timeout)
 
 
 def submit_relaxations(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ class Condition:
         space_groups: (231,) float64 weights of the space groups; row 0 is unused.
         elements: (119,) bool, elements that may be drawn; row 0 is unused.
         max_atoms: most atoms in the primitive cell.
-        temperature: divides logits, concentrations and variances; 1 is the model itself.
+        temperature: divides the logits of letters and species; 1 is the model itself.
+        coordinate_temperature: divides log-weights, variances and inverse concentrations of
+            coordinates and lattice; below 1 they keep nearer to the modes of the model.
         top_p: nucleus of letters and species that is kept; 1 keeps all.
         stability: stability class that the network is conditioned on, see ``pretraining``.
     """
@@ -33,6 +36,7 @@ class Condition:
     elements: np.ndarray = field(default_factory=lambda: np.arange(119) > 0)
     max_atoms: int = 20
     temperature: float = 1.0
+    coordinate_temperature: float = 1.0
     top_p: float = 1.0
     stability: int = 0
 
@@ -41,10 +45,10 @@ class Condition:
             raise ConstraintError("no element is allowed", fix="allow at least one element")
         if not (np.isfinite(self.space_groups).all() and self.space_groups[1:].sum() > 0):
             raise ConstraintError("no space group is allowed", fix="name at least one of 1..230")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.max_atoms < 1:
+        if min(self.temperature, self.coordinate_temperature) <= 0 or not 0 < self.top_p <= 1 or self.max_atoms < 1:
             raise ConstraintError(
-                f"temperature {self.temperature}, top_p {self.top_p}, max_atoms {self.max_atoms}",
-                fix="use temperature > 0, 0 < top_p <= 1 and max_atoms >= 1",
+                f"temperatures {self.temperature} and {self.coordinate_temperature}, top_p {self.top_p}, max_atoms {self.max_atoms}",
+                fix="use temperatures > 0, 0 < top_p <= 1 and max_atoms >= 1",
             )
         needed = smallest_cell()[1:]
         empty = np.flatnonzero((self.space_groups[1:] > 0) & (needed > self.max_atoms)) + 1
@@ -68,6 +72,7 @@ class Condition:
             "elements": [int(z) for z in np.flatnonzero(self.elements)],
             "max_atoms": self.max_atoms,
             "temperature": self.temperature,
+            "coordinate_temperature": self.coordinate_temperature,
             "top_p": self.top_p,
             "stability": self.stability,
         }
@@ -75,12 +80,12 @@ class Condition:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Condition:
         """The inverse of :meth:`to_dict`."""
-        rest = dict(values)
+        rest: dict[str, Any] = dict(values)
         groups, elements = np.zeros(231), np.zeros(119, dtype=bool)
-        for group, weight in rest.pop("space_groups").items():  # type: ignore[attr-defined]
+        for group, weight in rest.pop("space_groups").items():
             groups[int(group)] = weight
-        elements[rest.pop("elements")] = True  # type: ignore[index]
-        return cls(groups, elements, **rest)  # type: ignore[arg-type]
+        elements[rest.pop("elements")] = True
+        return cls(groups, elements, **rest)
 
 
 def smallest_cell() -> np.ndarray:

@@ -19,7 +19,12 @@ MIN_SIGMA = 3e-3
 
 
 def masked_log_softmax(
-    logits: torch.Tensor, allowed: torch.Tensor, *, temperature: float = 1.0, top_p: float = 1.0
+    logits: torch.Tensor,
+    allowed: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    chosen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probabilities of a categorical draw among the allowed entries.
 
@@ -28,9 +33,11 @@ def masked_log_softmax(
         allowed: (..., K) bool; at least one True in each row.
         temperature: divides the logits.
         top_p: keep the smallest set of entries whose probability reaches ``top_p``.
+        chosen: (...) an entry that stays whatever ``top_p`` says. What was drawn lies in the
+            nucleus of the weights that drew it; under other weights its score stays finite.
 
     Returns:
-        (..., K) nats, -inf where not allowed.
+        (..., K) nats, -inf where not allowed or not kept.
     """
     scaled = (logits / temperature).masked_fill(~allowed, -torch.inf)
     log_prob = F.log_softmax(scaled, dim=-1)
@@ -39,7 +46,9 @@ def masked_log_softmax(
     ordered, order = log_prob.sort(dim=-1, descending=True)
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = torch.zeros_like(allowed).scatter(-1, order, before < top_p)
-    return F.log_softmax(scaled.masked_fill(~kept, -torch.inf), dim=-1)
+    if chosen is not None:
+        kept = kept.scatter(-1, chosen.unsqueeze(-1), True)
+    return F.log_softmax(scaled.masked_fill(~(kept & allowed), -torch.inf), dim=-1)
 
 
 def categorical(log_prob: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -75,7 +75,7 @@ class PublishedPolicy(WyckoffPolicy):
             tokens: B crystals on the network's device; rows may be padded.
             condition: what was fixed when they were drawn.
         """
-        group, temperature = tokens.space_group, condition.temperature
+        group, temperature = tokens.space_group, condition.coordinate_temperature
         heads = self.network.teacher_forced(
             group, tokens.wyckoff, tokens.species, tokens.frac_coords
         )
@@ -198,10 +198,10 @@ class PublishedPolicy(WyckoffPolicy):
             index = free[:, axis].nonzero().squeeze(1)
             if len(index):
                 raw = self.network.coordinate_head(decoding, axis, letter, species, xyz)[index]
-                value = sample_von_mises(raw, generator, temperature=condition.temperature)
+                value = sample_von_mises(raw, generator, temperature=condition.coordinate_temperature)
                 xyz[index, axis] = torch.where(value >= 1.0, 0.0, value)
                 log_density[index] += von_mises_log_prob(
-                    raw, xyz[index, axis], temperature=condition.temperature
+                    raw, xyz[index, axis], temperature=condition.coordinate_temperature
                 )
         return torch.where(xyz >= 1.0, torch.zeros_like(xyz), xyz), log_density
 
@@ -209,7 +209,7 @@ class PublishedPolicy(WyckoffPolicy):
         self, drawn: dict[str, torch.Tensor], condition: Condition, generator: torch.Generator
     ) -> tuple[Tokens, WyckoffBatch, torch.Tensor]:
         """Lattices; the batch with them and the whole log-probability."""
-        space_group, temperature = drawn["space_group"], condition.temperature
+        space_group, temperature = drawn["space_group"], condition.coordinate_temperature
         free, raw = self._free_lattice(space_group), drawn["lattice"]
         drawn_parameters = sample_gaussian_mixture(
             raw, LATTICE_NUMBERS, generator, temperature=temperature

@@ -172,6 +172,12 @@ class SiteTransformer(nn.Module):
     Shapes: B crystals, S sites; a position holds the space group (the first) or a finished site.
     """
 
+    elements: torch.Tensor
+    positions: torch.Tensor
+    groups: torch.Tensor
+    rotary_cos: torch.Tensor
+    rotary_sin: torch.Tensor
+
     def __init__(self, config: SiteTransformerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SiteTransformerConfig()
@@ -220,14 +226,14 @@ class SiteTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:
-            for layer in (block.out, block.down):
-                layer.weight.data /= (2 * self.config.layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):
+                parameter.data /= (2 * self.config.layers) ** 0.5
+            if name.endswith("_head.2.weight") or name == "letter_query.2.weight":
+                parameter.data *= 0.1
         for table in (self.position_table, self.group_table):
             nn.init.zeros_(table.weight)
         nn.init.zeros_(self.letter_bias.weight)
-        for head in (self.species_head, self.letter_query, self.shape_head, self.scale_head):
-            head[-1].weight.data *= 0.1
 
     # embeddings ---------------------------------------------------------------------------
 

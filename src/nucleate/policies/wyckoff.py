@@ -188,7 +188,7 @@ class WyckoffPolicy:
             index = free[:, axis].nonzero().squeeze(1)
             raw = network.coordinate_raw(axis, drawn[index], coords[index])
             density = von_mises_log_prob(
-                raw, coords[index, axis], temperature=condition.temperature
+                raw, coords[index, axis], temperature=condition.coordinate_temperature
             )
             by_axis.append((density, row[index]))
         draws.append((torch.cat([d for d, _ in by_axis]), torch.cat([r for _, r in by_axis])))
@@ -242,14 +242,17 @@ class WyckoffPolicy:
         free = self.tables.free_lattice[tokens.space_group]
         shape = tokens.parameters[:, 1:] * free[:, 1:]
         density = gaussian_mixture_log_prob(
-            self.network.shape_raw(stop), shape, free[:, 1:], temperature=condition.temperature
+            self.network.shape_raw(stop),
+            shape,
+            free[:, 1:],
+            temperature=condition.coordinate_temperature,
         )
         raw = self.network.scale_raw(
             stop, shape, tokens.contact_species, tokens.contact_features, tokens.tight
         )
         scale = (tokens.parameters[:, lattice.SCALE] - tokens.tight).unsqueeze(1)
         return density + gaussian_mixture_log_prob(
-            raw, scale, torch.ones_like(free[:, :1]), temperature=condition.temperature
+            raw, scale, torch.ones_like(free[:, :1]), temperature=condition.coordinate_temperature
         )
 
     @staticmethod
@@ -258,7 +261,11 @@ class WyckoffPolicy:
     ) -> torch.Tensor:
         """Log-probability of the choices; a choice at the edge of the nucleus stays inside."""
         log_prob = masked_log_softmax(
-            logits.float(), allowed, temperature=condition.temperature, top_p=condition.top_p
+            logits.float(),
+            allowed,
+            temperature=condition.temperature,
+            top_p=condition.top_p,
+            chosen=choice,
         )
         return log_prob.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
 
@@ -381,10 +388,12 @@ class WyckoffPolicy:
             index = free[:, axis].nonzero().squeeze(1)
             if len(index):
                 raw = self.network.coordinate_raw(axis, state[index], xyz[index])
-                value = sample_von_mises(raw, generator, temperature=condition.temperature)
+                value = sample_von_mises(
+                    raw, generator, temperature=condition.coordinate_temperature
+                )
                 xyz[index, axis] = value
                 log_prob[alive[index]] += von_mises_log_prob(
-                    raw, value, temperature=condition.temperature
+                    raw, value, temperature=condition.coordinate_temperature
                 )
         return torch.where(xyz >= 1.0, torch.zeros_like(xyz), xyz)
 
@@ -392,7 +401,7 @@ class WyckoffPolicy:
         self, drawn: dict[str, torch.Tensor], condition: Condition, generator: torch.Generator
     ) -> tuple[Tokens, WyckoffBatch, torch.Tensor]:
         """Shape, then scale; the batch with its lattices and the whole log-probability."""
-        network, temperature = self.network, condition.temperature
+        network, temperature = self.network, condition.coordinate_temperature
         stop, space_group = drawn["stop"], drawn["space_group"]
         free = self.tables.free_lattice[space_group]
         raw = network.shape_raw(stop)

@@ -1,1 +1,1 @@
-"""Crystals as structures and as Wyckoff tokens: symmetry, reading, data sets, identity, validity."""
+"""Crystals as structures and as Wyckoff tokens: symmetry, files, data sets, identity."""

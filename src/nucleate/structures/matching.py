@@ -4,8 +4,8 @@
 ltol 0.2, stol 0.3, angle_tol 5 degrees, primitive cells, scaled to equal volume, sites compared by
 element) spends most of its time copying ``Structure`` objects and reducing the same crystals
 again. Here a crystal is reduced once, by pymatgen's own reduction, and kept as arrays, and the
-search over lattice mappings and translations runs on those with pymatgen's own routines, so that
-the verdict is the same.
+search over lattice mappings and translations runs on those, all at once, so that the verdict is
+the same.
 
 Two facts about the definition. After reduction to primitive cells, crystals with unequal numbers
 of sites never match. And ``fit`` is not symmetric for pairs close to a tolerance, since the
@@ -19,20 +19,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from math import gcd, isclose, pi
-from typing import TYPE_CHECKING
+from math import gcd, pi
 
 import numpy as np
 
 from nucleate.structures.parsing import Cell, to_structure
 from nucleate.structures.validity import Limits, check_cell
 
-if TYPE_CHECKING:
-    from pymatgen.core import Lattice
-
 LTOL = 0.2
 STOL = 0.3
 ANGLE_TOL = 5.0
+MAX_BLOCK = 500_000  # site pairs looked at in one go
 MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
 _CELL_ONLY = Limits(-1.0, 0.1, (0.1, 1e5), (0.01, 1e4), (0.0, 180.0))
 _SHIFTS = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
@@ -150,60 +147,153 @@ def may_match(stored: Sequence[ReducedCell], new: ReducedCell) -> np.ndarray:
 
 
 def same_crystal(stored: ReducedCell, new: ReducedCell) -> bool:
-    """Is ``new`` the crystal ``stored``: the verdict of ``StructureMatcher().fit(stored, new)``."""
-    from pymatgen.core import Lattice
-    from pymatgen.util.coord_cython import is_coord_subset_pbc
+    """Is ``new`` the crystal ``stored``: the verdict of ``StructureMatcher().fit(stored, new)``.
 
+    The lattice of ``stored`` is laid on that of ``new`` in every way that the tolerances on
+    lengths and angles allow; each way, and each choice of a common origin on the rarest species,
+    is a match if every site has a partner of its species within the site tolerance after the best
+    common shift.
+    """
     if not np.array_equal(np.sort(stored.numbers), np.sort(new.numbers)):
         return False
     ratio = (new.volume / stored.volume) ** (1.0 / 6.0)
-    lattice = Lattice(stored.matrix * ratio)
-    target = Lattice(new.matrix / ratio)
-    forbidden = (new.numbers[:, None] != stored.numbers[None, :]).astype(np.int64)
-    rarest = int(np.argmax(forbidden.sum(axis=1)))
-    origins = np.flatnonzero(forbidden[rarest] == 0)
-    cart = stored.frac_coords @ lattice.matrix
-    n_sites = len(stored.numbers)
-    parameters = np.array(target.parameters)
-    mappings = lattice.find_all_mappings(
-        target, ltol=LTOL, atol=ANGLE_TOL, skip_rotation_matrix=True
-    )
-    for mapped, _, scale in mappings:
-        if not isclose(abs(np.linalg.det(scale)), 1.0, abs_tol=0.5, rel_tol=0.0):
-            continue
-        frac = mapped.get_fractional_coords(cart)
-        frac -= np.floor(frac)
-        average = Lattice.from_parameters(*((np.array(mapped.parameters) + parameters) / 2))
-        normalisation = (n_sites / average.volume) ** (1.0 / 3.0)
-        tolerance = STOL / (pi * normalisation)
-        nearby = np.array(average.reciprocal_lattice.abc) * tolerance
-        for origin in origins:
-            moved = new.frac_coords + (frac[origin] - new.frac_coords[rarest])
-            if is_coord_subset_pbc(moved, frac, nearby, forbidden) and (
-                _displacement(moved, frac, average, forbidden, tolerance) * normalisation < STOL
-            ):
+    matrix, target = stored.matrix * ratio, _parameters((new.matrix / ratio)[None])[0]
+    mapped = _lattice_mappings(matrix, target)
+    if len(mapped) == 0:
+        return False
+    parameters = (_parameters(mapped) + target) / 2
+    volume, spacing = _volume_and_spacing(parameters)
+    normalisation = (len(stored.numbers) / volume) ** (1.0 / 3.0)
+    nearby = 2.0 * STOL / (spacing * normalisation[:, None])
+    frac = stored.frac_coords @ matrix @ np.linalg.inv(mapped)
+    frac -= np.floor(frac)
+    allowed = new.numbers[:, None] == stored.numbers[None, :]
+    rarest = int(np.argmin(allowed.sum(axis=1)))
+    offsets = frac[:, allowed[rarest]] - new.frac_coords[rarest]  # (mappings, origins, 3)
+    pairs = np.nonzero(allowed)
+    block = max(1, MAX_BLOCK // (offsets.shape[1] * len(pairs[0])))
+    for start in range(0, len(mapped), block):
+        part = slice(start, start + block)
+        near = _all_have_partner(new.frac_coords, frac[part], offsets[part], nearby[part], pairs)
+        for mapping, origin in np.argwhere(near):
+            chosen = start + mapping
+            moved = new.frac_coords + offsets[chosen, origin]
+            distance = _displacement(
+                moved, frac[chosen], parameters[chosen], ~allowed, normalisation[chosen]
+            )
+            if distance * normalisation[chosen] < STOL:
                 return True
     return False
 
 
+def _parameters(matrices: np.ndarray) -> np.ndarray:
+    """(M, 6) lengths in Å and angles in degrees of (M, 3, 3) row vectors."""
+    lengths = np.linalg.norm(matrices, axis=-1)
+    cosines = [
+        np.einsum("mi,mi->m", matrices[:, j], matrices[:, k]) / (lengths[:, j] * lengths[:, k])
+        for j, k in ((1, 2), (0, 2), (0, 1))
+    ]
+    angles = np.degrees(np.arccos(np.clip(np.stack(cosines, axis=1), -1.0, 1.0)))
+    return np.concatenate([lengths, angles], axis=1)
+
+
+def _volume_and_spacing(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Volumes (M,) in Å³ and spacings of lattice planes (M, 3) in Å of cells (M, 6)."""
+    lengths, angles = parameters[:, :3], np.radians(parameters[:, 3:])
+    cosines = np.cos(angles)
+    gram = 1.0 - (cosines**2).sum(axis=1) + 2.0 * cosines.prod(axis=1)
+    root = np.sqrt(np.maximum(gram, 1e-300))
+    return lengths.prod(axis=1) * root, lengths * root[:, None] / np.sin(angles)
+
+
+def _lattice_mappings(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """All bases of a lattice that agree with given cell parameters within the tolerances.
+
+    Args:
+        matrix: (3, 3) row vectors of the lattice, Å.
+        target: (6,) lengths in Å and angles in degrees.
+
+    Returns:
+        (M, 3, 3) row vectors.
+    """
+    reach = target[:3].max() * (1.0 + LTOL)
+    most = np.floor(reach * np.linalg.norm(np.linalg.inv(matrix), axis=0) + 1e-8).astype(int)
+    axes = [np.arange(-n, n + 1) for n in most]
+    steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    vectors = steps @ matrix
+    distances = np.linalg.norm(vectors, axis=1)
+    shells = []
+    for length in target[:3]:
+        relative = distances / length
+        shells.append(np.flatnonzero((relative < 1.0 + LTOL) & (relative > 1.0 / (1.0 + LTOL))))
+    units = [vectors[shell] / distances[shell][:, None] for shell in shells]
+    alpha, beta, gamma = (
+        np.abs(np.degrees(np.arccos(np.clip(units[i] @ units[j].T, -1.0, 1.0))) - angle)
+        <= ANGLE_TOL
+        for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), target[3:], strict=True)
+    )
+    a, b = np.nonzero(gamma)
+    pair, c = np.nonzero(alpha[b] & beta[a])
+    rows = np.stack([shells[0][a[pair]], shells[1][b[pair]], shells[2][c]], axis=1)
+    bases = steps[rows]
+    # |det| = 1: the three vectors span the whole lattice
+    spans = np.abs(np.einsum("mi,mi->m", bases[:, 0], np.cross(bases[:, 1], bases[:, 2]))) == 1
+    return vectors[rows[spans]]
+
+
+def _all_have_partner(
+    new: np.ndarray,
+    stored: np.ndarray,
+    offsets: np.ndarray,
+    nearby: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """(M, O) bool: with this mapping and origin, has every new site a stored one within reach.
+
+    Args:
+        new: (N, 3) fractional coordinates.
+        stored: (M, N, 3) fractional coordinates in each mapping.
+        offsets: (M, O, 3) shift of ``new`` for each mapping and origin.
+        nearby: (M, 3) fractional reach along each axis.
+        pairs: rows of ``new``, ascending, and of ``stored`` that share a species.
+    """
+    i, j = pairs
+    delta = (new[i] - stored[:, j])[:, None] + offsets[:, :, None]
+    delta -= np.round(delta)
+    close = (np.abs(delta) <= nearby[:, None, None]).all(axis=-1)
+    starts = np.flatnonzero(np.diff(i, prepend=-1))
+    return np.logical_or.reduceat(close, starts, axis=-1).all(axis=-1)
+
+
 def _displacement(
-    new: np.ndarray, stored: np.ndarray, lattice: Lattice, forbidden: np.ndarray, tolerance: float
+    new: np.ndarray,
+    stored: np.ndarray,
+    parameters: np.ndarray,
+    forbidden: np.ndarray,
+    normalisation: float,
 ) -> float:
     """Largest distance of paired sites after the best common shift, Å.
 
     Args:
         new: (N, 3) fractional coordinates.
         stored: (N, 3) fractional coordinates.
-        lattice: the average of both lattices.
-        forbidden: (N, N) int64, 1 where site i of ``new`` may not pair with j of ``stored``.
-        tolerance: Å·2π-scaled length beyond which pairs are not looked at.
+        parameters: (6,) the average of both cells, Å and degrees.
+        forbidden: (N, N) bool, True where site i of ``new`` may not pair with j of ``stored``.
+        normalisation: 1/Å, cube root of the number of sites in a volume.
     """
+    from pymatgen.core import Lattice
     from pymatgen.util.coord_cython import pbc_shortest_vectors
     from scipy.optimize import linear_sum_assignment
 
-    within = np.array(lattice.get_lll_reduced_lattice().reciprocal_lattice.abc) * tolerance
+    lattice = Lattice.from_parameters(*parameters)
+    reciprocal = np.array(lattice.get_lll_reduced_lattice().reciprocal_lattice.abc)
     vectors, squared = pbc_shortest_vectors(
-        lattice, new, stored, forbidden, return_d2=True, lll_frac_tol=within
+        lattice,
+        new,
+        stored,
+        forbidden.astype(np.int64),
+        return_d2=True,
+        lll_frac_tol=reciprocal * STOL / (pi * normalisation),
     )
     pairs = linear_sum_assignment(squared)[1]
     short = vectors[np.arange(len(pairs)), pairs]

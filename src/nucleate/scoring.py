@@ -1,0 +1,157 @@
+"""Properties of crystals in files: energies above hull, densities, or anybody's function.
+
+Every crystal that is found gets a row, whether it could be scored or not::
+
+    import nucleate
+
+    rows = nucleate.score(["mine.cif"], "e_above_hull", {"hull": "mp2020"})
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nucleate import plugins
+from nucleate.errors import InputError, RecipeError
+from nucleate.objectives.evaluate import make_property
+from nucleate.protocols import CostClass, Property, Status
+from nucleate.structures.io import Record, read, source_files
+
+CHUNK = 500
+POOL_FROM = 64
+"""So many crystals are worth the seconds that worker processes take to start."""
+
+
+def read_all(sources: Sequence[str | Path]) -> Iterator[Record]:
+    """Crystals of files, folders and globs; a defect is an entry with its reason.
+
+    Only a single file of a single crystal raises, as there is nothing else to go on with.
+
+    Raises:
+        InputError: a source does not exist, or the only crystal asked for can't be used.
+    """
+    for source in sources:
+        source_files(source)  # a mistyped name is found before any work
+    if len(sources) == 1:
+        yield from read(sources[0])
+        return
+    for source in sources:
+        try:
+            yield from read(source, strict=False)
+        except InputError as error:
+            reason = f"unreadable file: {error.why or error.what}"
+            yield Record(None, str(source), reason, {}, str(source))
+
+
+def score(
+    sources: Sequence[str | Path],
+    prop: str = "e_above_hull",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """One property of all crystals in files, order kept.
+
+    Args:
+        sources: files, folders or globs.
+        prop: name of a property, or ``path.py:function``.
+        settings: of the property, such as ``{"hull": "chgnet", "relax": True}``.
+        workers: processes that evaluate; 0 for one on each core, 1 for this process, None for
+            processes where there are enough crystals to be worth it.
+        progress: called with the number of crystals done.
+
+    Returns:
+        A row for each crystal: source, id, formula, the value under the property's name, unit,
+        status and reason, and whatever the property measured on the way.
+
+    Raises:
+        RecipeError: no such property or setting.
+        InputError: a source can't be used at all.
+    """
+    settings = dict(settings or {})
+    check_property(prop, settings)
+    records = read_all(sources)
+    first = list(islice(records, POOL_FROM))
+    if workers is None:
+        workers = 0 if len(first) == POOL_FROM else 1
+    rows: list[dict[str, Any]] = []
+    with _property(prop, settings, workers) as made:
+        chunk = first + list(islice(records, CHUNK - len(first)))
+        while chunk:
+            rows += _score_chunk(made, chunk)
+            if progress is not None:
+                progress(len(rows))
+            chunk = list(islice(records, CHUNK))
+    if not rows:
+        raise InputError(f"{', '.join(map(str, sources))}: no crystal found.")
+    return rows
+
+
+def check_property(prop: str, settings: Mapping[str, Any]) -> None:
+    """Refuse an unknown property or setting.
+
+    Raises:
+        RecipeError: with the nearest known name.
+    """
+    where = "--property"
+    if plugins.is_custom(prop):
+        plugins.check_custom_settings(settings, where)
+        plugins.custom_path(prop, Path(), where)
+    else:
+        plugins.check_settings(plugins.PROPERTIES, prop, settings, where)
+
+
+@contextmanager
+def _property(prop: str, settings: Mapping[str, Any], workers: int) -> Iterator[Property]:
+    """The property, with worker processes behind it if it wants them."""
+    if workers == 1 or not _costly(prop):
+        yield make_property(prop, settings)
+        return
+    from nucleate.execution.local import PooledPotential, ProcessPool
+
+    potential = settings.get("potential", "chgnet")
+    if not isinstance(potential, str):
+        raise RecipeError(f"potential can't be {potential!r}", fix="Give its name.")
+    rest = {key: value for key, value in settings.items() if key != "potential"}
+    custom = plugins.is_custom(prop)
+    with ProcessPool(workers or None, potential=None if custom else potential) as pool:
+        pooled = {} if custom else {"potential": PooledPotential(potential, pool)}
+        yield make_property(prop, rest, resources={"pool": pool, **pooled})
+
+
+def _costly(prop: str) -> bool:
+    """Whether a property is worth worker processes."""
+    if plugins.is_custom(prop):
+        return True
+    made = plugins.load(plugins.PROPERTIES, prop)
+    return getattr(made, "cost", CostClass.MODEL) is not CostClass.COMPOSITION
+
+
+def _score_chunk(prop: Property, records: Sequence[Record]) -> list[dict[str, Any]]:
+    crystals = [record.structure for record in records if record.structure is not None]
+    scores = prop.evaluate(crystals) if crystals else None
+    rows, position = [], 0
+    for record in records:
+        row: dict[str, Any] = {"source": record.source, "id": record.id, "formula": ""}
+        value, status, reason, extra = math.nan, Status.INVALID, record.reason, {}
+        if record.structure is not None and scores is not None:
+            row["formula"] = record.structure.composition.reduced_formula
+            value = float(scores.value[position])
+            status, reason = scores.status[position], scores.reason[position]
+            extra = {key: _number(column[position]) for key, column in scores.extra.items()}
+            position += 1
+        row |= {prop.name: value, "unit": prop.unit, "status": str(status), "reason": reason}
+        rows.append(row | extra)
+    return rows
+
+
+def _number(value: Any) -> float:
+    return float(np.asarray(value, dtype=np.float64))
