@@ -91,31 +91,40 @@ class PaddedTransformer(PublishedTransformer):
 
 
 def published_policies(
-    like: WyckoffBatch, space_groups: np.ndarray, *, dropout: float = 0.1
+    like: WyckoffBatch, condition: Condition, *, dropout: float = 0.1
 ) -> tuple[PublishedPolicy, PublishedPolicy]:
     """The package's policy over Table S1 and the padded one, with the same weights.
 
-    The weights are random, except that the output's bias makes letters and stops as frequent as in
-    the crystals ``like``: random weights alone stop after two sites, which would flatter whoever
-    stops early. Attention weights have no dropout, as that would forbid fused attention.
+    The weights are random but for the bias of letters and stop, which is set so that crystals have
+    as many sites as ``like``: random weights alone stop after one or two, which would flatter
+    whoever stops early. Attention has no dropout, as that would forbid the fused kernel.
 
     Args:
-        like: crystals whose letters set the bias.
-        space_groups: (231,) weights of the space groups.
+        like: crystals whose letters and numbers of sites are met.
+        condition: what is drawn.
         dropout: on the residual branches, while training.
     """
     config = PublishedConfig(dropout=dropout, attention_dropout=0.0)
-    ours = PublishedTransformer(config, torch.Generator().manual_seed(0))
+    network = PublishedTransformer(config, torch.Generator().manual_seed(0))
+    policy = PublishedPolicy(network.eval())
     present = np.bincount(like.wyckoff[like.wyckoff > 0], minlength=LETTERS)
     frequency = np.r_[len(like), present[1:]] + 0.5
+    bias = torch.from_numpy(np.log(frequency / frequency.sum()).astype(np.float32))
+    most, least = 8.0, 0.0
     with torch.no_grad():
-        bias = torch.from_numpy(np.log(frequency / frequency.sum()).astype(np.float32))
-        ours.output.bias[:LETTERS] = bias
-        ours.first_letter[-1].bias[:] = bias
+        network.first_letter[-1].bias[:] = bias
+        network.output.bias[:LETTERS] = bias
+        for _ in range(6):
+            lowered = (most + least) / 2
+            network.output.bias[0] = bias[0] - lowered
+            drawn = policy.sample(192, condition, torch.Generator().manual_seed(1)).batch
+            if drawn.n_sites.mean() < like.n_sites.mean():
+                least = lowered
+            else:
+                most = lowered
     padded = PaddedTransformer(config)
-    padded.load_state_dict(ours.state_dict())
-    card = {"space_groups": {int(g): float(w) for g, w in enumerate(space_groups) if w}}
-    return PublishedPolicy(ours.eval(), card), PublishedPolicy(padded.eval(), card)
+    padded.load_state_dict(network.state_dict())
+    return policy, PublishedPolicy(padded.eval())
 
 
 def padded_to(tokens: Tokens, rows: int = ROWS) -> Tokens:

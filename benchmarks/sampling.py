@@ -4,8 +4,8 @@
 
 The original draws each of 105 tokens from a full forward pass over 21 sites (105 tokens), caches
 nothing and never stops early; here in PyTorch and float32, on the network of Table S1 with random
-weights (``baseline_network`` says what that leaves out in its favour). Its cost doesn't depend on
-what is drawn and is linear in the crystals, so a few of them give its rate.
+weights (``baseline_network`` says what else is in its favour). Its cost doesn't depend on what is
+drawn and is linear in the crystals, so a few of them give its rate.
 
 Both draw space groups from the training distribution, under the same masks. Processor time of one
 thread, in one process, in turn. Printed above the last line: the same network with cached keys and
@@ -58,8 +58,7 @@ def main() -> None:
     condition = default_condition(model)
     generator = torch.Generator().manual_seed(0)
     warm = model.sample(options.batch, condition, generator)
-    published, padded = published_policies(warm.batch, condition.space_groups)
-    cached = published.sample(64, condition, generator)
+    published, padded = published_policies(warm.batch, condition)
 
     ours, theirs, same = Cost(0, 0), Cost(0, 0), Cost(0, 0)
     sites = {"model": [], "cached": []}

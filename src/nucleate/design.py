@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from nucleate.algorithms.loop import STABILITY, Loop
+from nucleate.allocator import keep_memory
 from nucleate.errors import CheckpointError, RecipeError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import Best, select_best, write_best
@@ -288,6 +289,16 @@ def resume(
     return Path(path)
 
 
+def recipe_of_run(path: str | Path) -> Recipe:
+    """The recipe that a run was started with.
+
+    Raises:
+        CheckpointError: no run there.
+    """
+    with RunDirectory.open(path, read_only=True) as run:
+        return Recipe.model_validate(run.manifest()["recipe"])
+
+
 def _check_supported(recipe: Recipe) -> None:
     """Refuse before any work what would fail after it."""
     for term in recipe.objective.terms:
@@ -302,6 +313,7 @@ def _tune(
     on_stage: Callable[[str], None] | None,
 ) -> None:
     say = on_stage or logger.info
+    keep_memory()
     device = _device(recipe.device)
     workers = recipe.workers or os.cpu_count() or 1
     # threads beyond the cores that the workers leave only wait for one another

@@ -161,6 +161,13 @@ class PPOSettings(Settings):
         "running mean for each space group",
     )
     baseline_decay: float = option(0.95, description="memory of the running mean", ge=0, lt=1)
+    size_neutrality: float = option(
+        0.0,
+        description="share of the mean advantage of crystals with as many sites that is subtracted "
+        "too; 1 takes away the incentive to draw smaller crystals",
+        ge=0,
+        le=1,
+    )
     gradient_clip: float = option(1.0, description="largest norm of the gradient", gt=0)
     entropy_weight: float = option(
         0.0, description="reward for entropy of the policy", unit="reward/nat", ge=0

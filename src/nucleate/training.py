@@ -46,9 +46,7 @@ class PretrainingSettings(Settings):
     batch_size: int = option(
         _DEFAULT.batch_size, "crystals in one step, over all processes", "crystals", ge=1
     )
-    learning_rate: float = option(
-        _DEFAULT.learning_rate, "at the end of the warm-up", gt=0, le=1
-    )
+    learning_rate: float = option(_DEFAULT.learning_rate, "at the end of the warm-up", gt=0, le=1)
     final_learning_rate: float = option(
         _DEFAULT.final_learning_rate, "fraction of it at the end of the cosine", ge=0, le=1
     )

@@ -67,7 +67,7 @@ def test_agree_with_all_neighbours():
 @pytest.fixture(scope="module")
 def drawn() -> WyckoffBatch:
     """Crystals of all space groups."""
-    return tiny_policy().sample(200, condition(max_atoms=60), generator(5)).batch
+    return tiny_policy().sample(500, condition(max_atoms=30), generator(5)).batch
 
 
 def test_scale_does_not_matter(drawn):
@@ -86,7 +86,7 @@ def test_setting_and_origin_do_not_matter(drawn):
     assert changed.mean() > 0.5
     one, two = (find_contacts(b, lattice.to_parameters(b.lattice, b.n_atoms)) for b in (drawn, other))
     apart = one.tight < 1.9  # atoms on one spot have no defined ratio
-    assert apart.mean() > 0.8
+    assert apart.sum() > 100
     np.testing.assert_allclose(two.tight[apart], one.tight[apart], atol=2e-3)
     np.testing.assert_allclose(
         two.features[apart, :, 0], one.features[apart, :, 0], atol=1e-2

@@ -27,41 +27,74 @@ from nucleate.policies.wyckoff import Draws, WyckoffPolicy
 from nucleate.protocols import Rollout
 from nucleate.recipe import PPOSettings
 
-MICRO_BATCH = 64
+MICRO_BATCH = 16
 """Crystals in one forward and backward pass, sorted by number of sites."""
 
 
 @dataclass
 class Baseline:
-    """Running means of the reward: over everything, and of each space group.
+    """Running means of the reward: over everything, of each space group, of each size.
 
-    The overall mean counts a batch before it is compared with, as published. A space group's mean
-    starts from the overall mean of its time, and moves towards its own rewards after these were
-    compared with it: the few of a batch must not be their own baseline.
+    A space group's mean starts from the overall mean of its time, and moves towards its own
+    rewards as these come in. A size is a number of sites; its mean is that of the reward beyond
+    the baseline. Taking ``size_neutrality`` of it away too takes away as much of the incentive to
+    draw small crystals, which are easier to make stable, instead of better ones.
+
+    Attributes:
+        decay: memory, per crystal of a group or size and per batch overall.
+        size_neutrality: share of a size's mean that is subtracted.
     """
 
     decay: float
+    size_neutrality: float = 0.0
     overall: float | None = None
-    groups: dict[int, float] | None = None
+    groups: dict[int, float] = field(default_factory=dict)
+    sizes: dict[int, float] = field(default_factory=dict)
 
-    def __call__(self, kind: str, reward: np.ndarray, space_group: np.ndarray) -> np.ndarray:
-        """(B,) baseline for this batch, and update from it."""
+    def __call__(
+        self, kind: str, reward: np.ndarray, space_group: np.ndarray, n_sites: np.ndarray
+    ) -> np.ndarray:
+        """(B,) baseline for this batch, then update from it."""
         mean = float(reward.mean())
-        lagged = mean if self.overall is None else self.overall
-        groups = self.groups = {} if self.groups is None else self.groups
-        self.overall = self.decay * lagged + (1 - self.decay) * mean
+        if self.overall is None:
+            self.overall = mean
+        overall = self.overall
         if kind == "batch":
             baseline = np.full(len(reward), mean)
         elif kind == "batch_ema":
-            baseline = np.full(len(reward), self.overall)
+            baseline = np.full(len(reward), overall)
         else:
-            baseline = np.array([groups.get(int(g), lagged) for g in space_group])
-        for group in np.unique(space_group):
-            rows = space_group == group
-            before = groups.get(int(group), lagged)
+            baseline = np.array([self.groups.get(int(g), overall) for g in space_group])
+        beyond = reward - baseline
+        of_size = np.array([self.sizes.get(int(n), 0.0) for n in n_sites])
+        self._move(self.groups, space_group, reward, overall)
+        self._move(self.sizes, n_sites, beyond, 0.0)
+        self.overall = self.decay * overall + (1 - self.decay) * mean
+        return baseline + self.size_neutrality * of_size
+
+    def _move(
+        self, means: dict[int, float], labels: np.ndarray, values: np.ndarray, start: float
+    ) -> None:
+        """Move the mean of each label towards its values."""
+        for label in np.unique(labels):
+            rows = labels == label
             weight = self.decay ** int(rows.sum())
-            groups[int(group)] = weight * before + (1 - weight) * float(reward[rows].mean())
-        return baseline
+            before = means.get(int(label), start)
+            means[int(label)] = weight * before + (1 - weight) * float(values[rows].mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {
+            "overall": self.overall,
+            "groups": {str(k): v for k, v in self.groups.items()},
+            "sizes": {str(k): v for k, v in self.sizes.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.overall = state["overall"]
+        self.groups = {int(k): v for k, v in state["groups"].items()}
+        self.sizes = {int(k): v for k, v in state["sizes"].items()}
 
 
 class PPO:
@@ -77,7 +110,7 @@ class PPO:
         self.policy, self.prior, self.settings = policy, prior, settings
         self.policy.network.eval()  # no dropout: ratios compare densities
         self.optimiser = torch.optim.Adam(policy.network.parameters(), lr=settings.learning_rate)
-        self.baseline = Baseline(settings.baseline_decay)
+        self.baseline = Baseline(settings.baseline_decay, settings.size_neutrality)
         self.kl_weight = settings.kl_weight
 
     # one update ---------------------------------------------------------------------------
@@ -128,8 +161,8 @@ class PPO:
         baselined = reward - settings.entropy_weight * drawn_log_prob.cpu().numpy()
         if settings.form == "published":
             baselined = baselined - self.kl_weight * divergence.cpu().numpy()
-        space_group = rollout.batch.space_group
-        baseline = self.baseline(settings.baseline, baselined, space_group)
+        drawn = rollout.batch
+        baseline = self.baseline(settings.baseline, baselined, drawn.space_group, drawn.n_sites)
         advantage = target + torch.as_tensor(
             baselined - reward - baseline, dtype=torch.float32, device=target.device
         )
@@ -233,8 +266,7 @@ class PPO:
         return {
             "network": self.policy.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "baseline": self.baseline.overall,
-            "baseline_groups": {str(k): v for k, v in (self.baseline.groups or {}).items()},
+            "baseline": self.baseline.state_dict(),
             "kl_weight": self.kl_weight,
         }
 
@@ -242,8 +274,7 @@ class PPO:
         """The inverse of :meth:`state_dict`."""
         self.policy.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.baseline.overall = state["baseline"]
-        self.baseline.groups = {int(k): v for k, v in state["baseline_groups"].items()}
+        self.baseline.load_state_dict(state["baseline"])
         self.kl_weight = state["kl_weight"]
 
 

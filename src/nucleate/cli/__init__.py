@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command ``nucleate``: it reads options, calls the library, shows what comes back."""

@@ -8,7 +8,6 @@ one, the worker is replaced, and the order of results is kept.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pebble
 
+from nucleate.allocator import keep_memory
 from nucleate.physics.cells import as_cell, for_potential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
 
@@ -50,19 +50,11 @@ def _die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
-def _keep_memory() -> None:
-    """Let glibc keep freed memory: fresh pages cost more than the arithmetic on small batches."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-
-
 def _start_worker(
     parent: int, potential: str | None, initializer: Callable[..., Any] | None, args: tuple
 ) -> None:
     _die_with_parent(parent)
-    _keep_memory()
+    keep_memory()
     import torch
 
     torch.set_num_threads(1)

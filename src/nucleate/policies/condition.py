@@ -45,9 +45,14 @@ class Condition:
             raise ConstraintError("no element is allowed", fix="allow at least one element")
         if not (np.isfinite(self.space_groups).all() and self.space_groups[1:].sum() > 0):
             raise ConstraintError("no space group is allowed", fix="name at least one of 1..230")
-        if min(self.temperature, self.coordinate_temperature) <= 0 or not 0 < self.top_p <= 1 or self.max_atoms < 1:
+        if (
+            min(self.temperature, self.coordinate_temperature) <= 0
+            or not 0 < self.top_p <= 1
+            or self.max_atoms < 1
+        ):
             raise ConstraintError(
-                f"temperatures {self.temperature} and {self.coordinate_temperature}, top_p {self.top_p}, max_atoms {self.max_atoms}",
+                f"temperatures {self.temperature} and {self.coordinate_temperature}, "
+                f"top_p {self.top_p}, max_atoms {self.max_atoms}",
                 fix="use temperatures > 0, 0 < top_p <= 1 and max_atoms >= 1",
             )
         needed = smallest_cell()[1:]

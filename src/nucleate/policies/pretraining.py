@@ -34,6 +34,7 @@ import torch.distributed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nucleate.allocator import keep_memory
 from nucleate.policies import lattice
 from nucleate.policies.checkpoint import save_policy, write_atomic
 from nucleate.policies.condition import Condition
@@ -239,6 +240,7 @@ class Pretraining:
         Returns:
             The last validation: nats a crystal in all and by part.
         """
+        keep_memory()
         likelihood: nn.Module = _Likelihood(self.policy, self.condition)
         if self.world > 1:
             likelihood = nn.parallel.DistributedDataParallel(likelihood)

@@ -198,7 +198,9 @@ class PublishedPolicy(WyckoffPolicy):
             index = free[:, axis].nonzero().squeeze(1)
             if len(index):
                 raw = self.network.coordinate_head(decoding, axis, letter, species, xyz)[index]
-                value = sample_von_mises(raw, generator, temperature=condition.coordinate_temperature)
+                value = sample_von_mises(
+                    raw, generator, temperature=condition.coordinate_temperature
+                )
                 xyz[index, axis] = torch.where(value >= 1.0, 0.0, value)
                 log_density[index] += von_mises_log_prob(
                     raw, xyz[index, axis], temperature=condition.coordinate_temperature

@@ -274,7 +274,7 @@ class WyckoffPolicy:
         return rollout.trace["tokens"].to(self.device)
 
     @torch.no_grad()
-    def log_prob(self, rollout: Rollout, *, batch_size: int = 256) -> torch.Tensor:
+    def log_prob(self, rollout: Rollout, *, batch_size: int = 64) -> torch.Tensor:
         """(B,) nats of a rollout under the current weights and the rollout's own condition."""
         tokens, condition = self.tokens(rollout), rollout.trace["condition"]
         result = torch.zeros(len(tokens), device=self.device)

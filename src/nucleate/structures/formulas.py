@@ -15,6 +15,7 @@ import numpy as np
 
 from nucleate.errors import InputError
 from nucleate.structures.matching import composition_key
+from nucleate.structures.writing import replacing
 from nucleate.structures.wyckoff import WyckoffBatch
 
 if TYPE_CHECKING:
@@ -68,15 +69,22 @@ class FormulaIndex:
 
     def save(self, path: Path) -> None:
         """Write the keys as an ``.npy`` file."""
-        np.save(path, self.keys, allow_pickle=False)
+        with replacing(path, "wb") as stream:
+            np.save(stream, self.keys, allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path, source: str = "") -> FormulaIndex:
         """Read what :meth:`save` wrote."""
         try:
             keys = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"can't read the formula index {path}", str(error)) from error
+            if keys.ndim != 1 or keys.dtype != np.uint64:
+                raise ValueError(f"it holds {keys.dtype} of shape {keys.shape}")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"can't read the formula index {path}",
+                str(error),
+                "copy it again from the folder of the model",
+            ) from error
         return cls(keys, source)
 
 

@@ -3,11 +3,11 @@
 Two crystals are the same if they have the same reduced formula and pymatgen's StructureMatcher
 with default settings says so (see :mod:`nucleate.structures.matching`, which also fixes the order
 of the two). That relation is not transitive, so a set of crystals is read in order, by first fit:
-a crystal belongs to the first earlier representative that it fits, and is itself a new
-representative if it fits none. Everything here gives exactly the verdicts of that naive procedure
-and is only faster: crystals meet only those of their own formula, are reduced once, and only when
-a second crystal of the formula appears; pairs that can't match are left out unseen; and a crystal
-equal to the last digit to an earlier one takes over its verdict.
+a crystal is a new representative if it fits none of the earlier representatives, and otherwise
+belongs to one that it fits. Everything here gives exactly the verdicts of that naive procedure
+and is only faster: crystals meet only those of their own formula, likely partners first, are
+reduced once, and only when a second crystal of the formula appears; pairs that can't match are
+left out unseen; and a crystal equal to the last digit to an earlier one takes over its verdict.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import numpy as np
 
 from nucleate.errors import InputError
 from nucleate.structures.matching import (
-    ReducedCell,
+    Candidates,
     cell_digest,
     composition_key,
-    may_match,
     reduce_cell,
     same_crystal,
 )
@@ -62,34 +61,35 @@ class _Family:
     cells: list[Cell] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     digests: dict[bytes, int] = field(default_factory=dict)
-    _reduced: list[ReducedCell | None] = field(default_factory=list)
+    _n_reduced: int = 0
+    _candidates: Candidates = field(default_factory=Candidates)
+    _candidate_labels: list[int] = field(default_factory=list)
 
     def append(self, cell: Cell, label: int) -> None:
         """One more representative."""
         self.cells.append(cell)
         self.labels.append(label)
 
-    def first_match(self, cell: Cell) -> int:
-        """Label of the first representative that ``cell`` fits, -1 if it fits none."""
+    def match(self, cell: Cell) -> int:
+        """Label of a representative that ``cell`` fits, -1 if it fits none."""
         if not self.cells:
             return -1
         digest = cell_digest(cell)
         if digest in self.digests:
             return self.digests[digest]
-        for known in self.cells[len(self._reduced) :]:
-            self._reduced.append(reduce_cell(known))
+        for row in range(self._n_reduced, len(self.cells)):
+            known = reduce_cell(self.cells[row])
+            if known is not None:
+                self._candidates.append(known)
+                self._candidate_labels.append(self.labels[row])
+        self._n_reduced = len(self.cells)
         new = reduce_cell(cell)
-        found = -1
         if new is not None:
-            usable = [i for i, known in enumerate(self._reduced) if known is not None]
-            stored = [known for known in self._reduced if known is not None]
-            for position in np.flatnonzero(may_match(stored, new)).tolist():
-                if same_crystal(stored[position], new):
-                    found = self.labels[usable[position]]
-                    break
-        if found >= 0:
-            self.digests[digest] = found
-        return found
+            for row in self._candidates.may_match(new).tolist():
+                if same_crystal(self._candidates.cells[row], new):
+                    self.digests[digest] = self._candidate_labels[row]
+                    return self._candidate_labels[row]
+        return -1
 
 
 class UniqueFilter:
@@ -112,8 +112,9 @@ class UniqueFilter:
 
         Returns:
             first: (B,) bool, True for the first crystal of its kind ever shown.
-            group: (B,) int64, running number (from 0, over all batches) of the crystal that
-                represents the kind; its own where ``first``; -1 where there is no crystal.
+            group: (B,) int64, running number (from 0, over all batches) of a representative that
+                the crystal fits, the first one tried if it fits several; its own where ``first``;
+                -1 where there is no crystal.
         """
         cells = _cells(structures)
         first = np.zeros(len(cells), bool)
@@ -121,7 +122,7 @@ class UniqueFilter:
         for row, cell in enumerate(cells):
             if cell is not None and len(cell[1]):
                 family = self._families.setdefault(composition_key(cell[1]), _Family())
-                group[row] = family.first_match(cell)
+                group[row] = family.match(cell)
                 if group[row] < 0:
                     first[row] = True
                     group[row] = self.n_seen + row
@@ -308,15 +309,14 @@ class ReferenceSet:
 
         Returns:
             known: (B,) bool.
-            match: B names of the first crystal of the set, in its order, that each is the same
-                as; None where not known.
+            match: B names of a crystal of the set that each is the same as; None where not known.
         """
         cells = _cells(structures)
         known = np.zeros(len(cells), bool)
         match: list[str | None] = [None] * len(cells)
         for row, cell in enumerate(cells):
             family = None if cell is None else self._family(composition_key(cell[1]))
-            label = -1 if family is None or cell is None else family.first_match(cell)
+            label = -1 if family is None or cell is None else family.match(cell)
             if label >= 0:
                 known[row] = True
                 match[row] = str(label) if self._ids is None else str(self._ids[label])

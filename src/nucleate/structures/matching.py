@@ -16,7 +16,6 @@ the new one second, as in ``StructureMatcher.group_structures``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import gcd, pi
@@ -62,12 +61,26 @@ class ReducedCell:
     def shape(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted cell lengths and successive minima of the lattice, each (3,), volume scaled to 1.
 
-        A minimum is a lower bound where the cell is not reduced well enough for the short search
-        to be complete; the bound is what :func:`may_match` needs.
+        The minima are zeros where the cell is not seen to be reduced; a lower bound is all that
+        :meth:`Candidates.may_match` needs.
         """
         scale = self.volume ** (-1.0 / 3.0)
         lengths = np.sort(np.linalg.norm(self.matrix, axis=1)) * scale
         return lengths, _successive_minima(self.matrix * scale)
+
+    @cached_property
+    def contacts(self) -> np.ndarray:
+        """(N,) distance of each atom to its nearest neighbour or image, ascending.
+
+        In units of the cube root of the volume per atom; a measure of likeness, which need not be
+        exact in skew cells.
+        """
+        delta = self.frac_coords[:, None] - self.frac_coords[None, :]
+        vectors = (delta - np.round(delta)) @ self.matrix
+        squared = ((vectors[:, :, None] + _SHIFTS @ self.matrix) ** 2).sum(axis=-1)
+        squared[squared < 1e-12] = np.inf  # the atom itself
+        per_atom = self.volume / len(self.numbers)
+        return np.sort(np.sqrt(squared.min(axis=(1, 2)))) / per_atom ** (1.0 / 3.0)
 
 
 def _successive_minima(matrix: np.ndarray) -> np.ndarray:
@@ -130,20 +143,41 @@ def reduce_cell(cell: Cell) -> ReducedCell | None:
     )
 
 
-def may_match(stored: Sequence[ReducedCell], new: ReducedCell) -> np.ndarray:
-    """(M,) bool, False only where ``same_crystal(stored[i], new)`` is certain to be False.
+class Candidates:
+    """Stored crystals of one reduced formula, searched for those that a new one may match."""
 
-    The verdict needs three independent lattice vectors of the stored crystal that are at most
-    1 + ltol times as long as the edges of the new one, at equal volumes; the k-th shortest of
-    three independent vectors is never shorter than the k-th successive minimum. And it needs
-    equal numbers of sites.
-    """
-    if not stored:
-        return np.zeros(0, bool)
-    sizes = np.array([len(cell.numbers) for cell in stored])
-    minima = np.stack([cell.shape[1] for cell in stored])
-    reach = new.shape[0] * (1.0 + LTOL) * (1.0 + 1e-6)
-    return (sizes == len(new.numbers)) & (minima <= reach).all(axis=1)
+    def __init__(self) -> None:
+        self.cells: list[ReducedCell] = []
+        self._sizes = np.zeros(4, np.int64)
+        self._minima = np.zeros((4, 3))
+
+    def append(self, cell: ReducedCell) -> None:
+        """One more stored crystal."""
+        row = len(self.cells)
+        if row == len(self._sizes):
+            self._sizes = np.concatenate([self._sizes, np.zeros(row, np.int64)])
+            self._minima = np.concatenate([self._minima, np.zeros((row, 3))])
+        self._sizes[row], self._minima[row] = len(cell.numbers), cell.shape[1]
+        self.cells.append(cell)
+
+    def may_match(self, new: ReducedCell) -> np.ndarray:
+        """Rows for which ``same_crystal(cells[row], new)`` can be True, the likeliest first.
+
+        The verdict needs equal numbers of sites, and three independent lattice vectors of the
+        stored crystal that are at most 1 + ltol times as long as the edges of the new one, at
+        equal volumes; the k-th shortest of three independent vectors is never shorter than the
+        k-th successive minimum. The order is that of similar lattices and contacts.
+        """
+        n = len(self.cells)
+        reach = new.shape[0] * (1.0 + LTOL) * (1.0 + 1e-6)
+        able = (self._sizes[:n] == len(new.numbers)) & (self._minima[:n] <= reach).all(axis=1)
+        rows = np.flatnonzero(able)
+        if len(rows) > 1:
+            known = np.stack([self.cells[row].contacts for row in rows])
+            unlike = ((known - new.contacts) ** 2).sum(axis=1)
+            unlike += ((self._minima[rows] - new.shape[1]) ** 2).sum(axis=1)
+            rows = rows[np.argsort(unlike, kind="stable")]
+        return rows
 
 
 def same_crystal(stored: ReducedCell, new: ReducedCell) -> bool:
@@ -246,7 +280,7 @@ def _all_have_partner(
     stored: np.ndarray,
     offsets: np.ndarray,
     nearby: np.ndarray,
-    pairs: tuple[np.ndarray, np.ndarray],
+    pairs: tuple[np.ndarray, ...],
 ) -> np.ndarray:
     """(M, O) bool: with this mapping and origin, has every new site a stored one within reach.
 
@@ -262,7 +296,8 @@ def _all_have_partner(
     delta -= np.round(delta)
     close = (np.abs(delta) <= nearby[:, None, None]).all(axis=-1)
     starts = np.flatnonzero(np.diff(i, prepend=-1))
-    return np.logical_or.reduceat(close, starts, axis=-1).all(axis=-1)
+    found = np.logical_or.reduceat(close, starts, axis=-1)
+    return np.logical_and.reduce(found, axis=-1)
 
 
 def _displacement(

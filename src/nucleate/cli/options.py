@@ -1,0 +1,56 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nucleate.cli.console import integers, names
+
+if TYPE_CHECKING:
+    from nucleate.recipe import Recipe
+
+SpaceGroups = Annotated[
+    str | None,
+    typer.Option(help="Numbers such as 225,221 or 195-230; by default as in the training data."),
+]
+Elements = Annotated[str | None, typer.Option(help="Only these, such as Li,Fe,O.")]
+Exclude = Annotated[
+    str | None, typer.Option(help="Never these. Radioactive ones are left out unless allowed.")
+]
+Temperature = Annotated[
+    float, typer.Option(help="Below 1: closer to the likeliest.", min=0.01, max=10.0)
+]
+TopP = Annotated[
+    float, typer.Option(help="Keep the likeliest tokens of this probability.", min=0.01, max=1.0)
+]
+
+
+def condition(
+    space_groups: str | None,
+    elements: str | None,
+    exclude: str | None,
+    temperature: float,
+    top_p: float,
+) -> Recipe:
+    """A recipe that says only what sampling is held to.
+
+    Raises:
+        RecipeError: an unknown element, a space group out of range, or nothing left to draw.
+    """
+    from nucleate.config import Document, parse
+    from nucleate.recipe import Recipe
+
+    groups = integers(space_groups, "--space-groups")
+    document = Document("", "the options")
+    document.data = {
+        "budget": {"steps": 1},
+        "condition": {
+            "space_groups": groups or "training",
+            "elements": {"allow": names(elements) or None, "deny": names(exclude)},
+            "temperature": temperature,
+            "top_p": top_p,
+        },
+    }
+    return parse(Recipe, document)
