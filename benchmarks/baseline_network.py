@@ -195,13 +195,13 @@ def sample_plainly(
             )
         previous = letter
         n_atoms = n_atoms + tables.atoms[group, letter]
-    stop = 5 * (wyckoff > 0).sum(1)
+    stop = output[torch.arange(n), 5 * (wyckoff > 0).sum(1), len(elements) :]
     drawn = {
         "space_group": group,
         "wyckoff": wyckoff,
         "species": species,
         "frac_coords": coords,
-        "lattice": output[torch.arange(n), stop, len(elements) :][:, : network.config.lattice_width],
+        "lattice": stop[:, : network.config.lattice_width],
         "log_prob": log_prob,
     }
     tokens, batch, log_prob = policy._sample_lattice(drawn, condition, generator)

@@ -19,10 +19,9 @@ import os
 import time
 from collections.abc import Callable
 
-from baseline_network import Cost, one_thread, published_policies, sample_plainly
-
 import torch
 
+from baseline_network import Cost, one_thread, published_policies, sample_plainly
 from nucleate.design import default_condition
 from nucleate.policies.checkpoint import load_policy
 from nucleate.policies.wyckoff import WyckoffPolicy
@@ -68,7 +67,9 @@ def main() -> None:
         )
         theirs += cost
         cost, cached = timed(
-            lambda: published.sample(options.published_count // options.rounds, condition, generator)
+            lambda: published.sample(
+                options.published_count // options.rounds, condition, generator
+            )
         )
         same += cost
         sites["cached"].append(cached.batch.n_sites.mean())

@@ -15,6 +15,7 @@ Printed above the last line: Table S1 on batches by number of sites against Tabl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -23,11 +24,10 @@ from itertools import islice
 from pathlib import Path
 from tempfile import gettempdir
 
-from baseline_network import Cost, one_thread, padded_to, published_policies
-
 import numpy as np
 import torch
 
+from baseline_network import Cost, one_thread, padded_to, published_policies
 from nucleate.design import default_condition
 from nucleate.policies.checkpoint import build_policy, load_policy
 from nucleate.policies.condition import Condition
@@ -41,6 +41,10 @@ SHARED = Path(os.environ.get("NUCLEATE_SHARED", Path(__file__).parents[2] / "sha
 TRAIN = SHARED / "data" / "crystals" / "train-0of3.parquet"
 PUBLISHED_BATCH = 100
 MAX_SITES = 20
+
+
+class StopTraining(Exception):  # noqa: N818
+    """Leaves the training loop; no error."""
 
 
 class Crystals:
@@ -76,20 +80,15 @@ def train_shipped(crystals: Crystals, card: dict, precision: str, steps: int) ->
     seconds: list[float] = []
     last = [time.process_time()]
 
-    class Enough(Exception):
-        """Leaves the training loop."""
-
     def on_step(_: dict[str, float]) -> None:
         now = time.process_time()
         seconds.append(now - last[0])
         last[0] = now
         if len(seconds) == steps + 2:
-            raise Enough
+            raise StopTraining
 
-    try:
+    with contextlib.suppress(StopTraining):
         run.run(on_step)
-    except Enough:
-        pass
     return Cost(sum(seconds[2:]), steps * config.batch_size)
 
 

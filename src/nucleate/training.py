@@ -60,7 +60,10 @@ class PretrainingSettings(Settings):
     lattice_noise: float = option(
         _DEFAULT.lattice_noise, "standard deviation of noise on lattice parameters", ge=0
     )
-    augment: bool = option(_DEFAULT.augment, "show equivalent descriptions of a crystal")
+    setting: Literal["canonical", "random"] = option(
+        "canonical",
+        "show a crystal in one of its equivalent descriptions, or in one drawn anew each time",
+    )
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "of the forward pass; bfloat16 is mixed"
     )

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from tiny import condition, generator, groups
 
 from nucleate.errors import ConstraintError
 from nucleate.policies.condition import Condition, element_mask, smallest_cell
 from nucleate.structures.symmetry import tables
+from tiny import condition, generator, groups
 
 
 @pytest.mark.parametrize(

@@ -5,26 +5,48 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
-from tiny import condition, generator, tiny_policy
 
 from nucleate.policies import lattice
 from nucleate.policies.contacts import N_CONTACTS, find_contacts
 from nucleate.policies.element_features import covalent_radii_angstrom
 from nucleate.structures.settings import random_setting
 from nucleate.structures.wyckoff import WyckoffBatch, encode
+from tiny import condition, generator, tiny_policy
 
 
 def crystals() -> list[Structure]:
     """Every orbit of each has an element of its own."""
-    spacegroup = Structure.from_spacegroup
+    third = 1 / 3
     return [
-        spacegroup(225, Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0, 0]]),
-        spacegroup(136, Lattice.tetragonal(4.59, 2.96), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]),
-        spacegroup(
-            221, Lattice.cubic(3.9), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0]]
+        Structure(
+            [[0, 2.82, 2.82], [2.82, 0, 2.82], [2.82, 2.82, 0]], ["Na", "Cl"], [[0] * 3, [0.5] * 3]
         ),
-        spacegroup(
-            186, Lattice.hexagonal(3.25, 5.2), ["Zn", "O"], [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.382]]
+        Structure(
+            Lattice.tetragonal(4.59, 2.96),
+            ["Ti", "Ti", "O", "O", "O", "O"],
+            [
+                [0, 0, 0],
+                [0.5, 0.5, 0.5],
+                [0.305, 0.305, 0],
+                [0.695, 0.695, 0],
+                [0.195, 0.805, 0.5],
+                [0.805, 0.195, 0.5],
+            ],
+        ),
+        Structure(
+            Lattice.cubic(3.9),
+            ["Sr", "Ti", "O", "O", "O"],
+            [[0] * 3, [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+        ),
+        Structure(
+            Lattice.hexagonal(3.25, 5.2),
+            ["Zn", "Zn", "O", "O"],
+            [
+                [third, 2 * third, 0],
+                [2 * third, third, 0.5],
+                [third, 2 * third, 0.382],
+                [2 * third, third, 0.882],
+            ],
         ),
         Structure(
             Lattice.from_parameters(4.1, 5.2, 6.3, 82, 75, 95),
@@ -84,13 +106,13 @@ def test_setting_and_origin_do_not_matter(drawn):
     other = random_setting(drawn, np.random.default_rng(1))
     changed = (other.frac_coords != drawn.frac_coords).any((1, 2))
     assert changed.mean() > 0.5
-    one, two = (find_contacts(b, lattice.to_parameters(b.lattice, b.n_atoms)) for b in (drawn, other))
+    one, two = (
+        find_contacts(b, lattice.to_parameters(b.lattice, b.n_atoms)) for b in (drawn, other)
+    )
     apart = one.tight < 1.9  # atoms on one spot have no defined ratio
     assert apart.sum() > 100
     np.testing.assert_allclose(two.tight[apart], one.tight[apart], atol=2e-3)
-    np.testing.assert_allclose(
-        two.features[apart, :, 0], one.features[apart, :, 0], atol=1e-2
-    )
+    np.testing.assert_allclose(two.features[apart, :, 0], one.features[apart, :, 0], atol=1e-2)
 
 
 def test_order_and_padding(drawn):

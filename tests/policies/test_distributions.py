@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tiny import generator
 
 from nucleate.policies.distributions import (
     categorical,
@@ -21,6 +20,7 @@ from nucleate.policies.distributions import (
     split_gaussians,
     von_mises_log_prob,
 )
+from tiny import generator
 
 TEMPERATURES = (0.5, 1.0, 2.0)
 
@@ -88,9 +88,7 @@ def test_gaussian_mixture_is_joint_in_sampling_and_in_scoring(temperature):
     weight = log_density.exp() * float(axis[1] - axis[0]) ** 2
     assert weight.sum() == pytest.approx(1.0, abs=1e-3)
     entropy = -(weight * log_density).sum()
-    drawn = sample_gaussian_mixture(
-        raw.expand(n, -1), 2, generator(1), temperature=temperature
-    )
+    drawn = sample_gaussian_mixture(raw.expand(n, -1), 2, generator(1), temperature=temperature)
     own = gaussian_mixture_log_prob(
         raw.expand(n, -1), drawn, free[:1].expand(n, -1), temperature=temperature
     ).double()
@@ -143,7 +141,10 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(row, top_p, temperature,
 
 
 def test_a_choice_outside_the_nucleus_keeps_a_finite_score():
-    logits, allowed = torch.tensor([[3.0, 2.0, -4.0, 0.0]]), torch.tensor([[True, True, True, False]])
+    logits, allowed = (
+        torch.tensor([[3.0, 2.0, -4.0, 0.0]]),
+        torch.tensor([[True, True, True, False]]),
+    )
     plain = masked_log_softmax(logits, allowed, top_p=0.5)
     assert torch.equal(plain.isfinite(), torch.tensor([[True, False, False, False]]))
     for choice, finite in ((0, True), (2, True), (3, False)):

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import condition, generator, tiny_policy
 
 from nucleate.policies.site_transformer import SiteTransformer, SiteTransformerConfig
 from nucleate.policies.tokens import Tokens
+from tiny import condition, generator, tiny_policy
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import condition, generator, tiny_policy
 
 from nucleate.policies import lattice
 from nucleate.policies.contacts import find_contacts
 from nucleate.policies.tokens import Tokens, buckets
+from tiny import condition, generator, tiny_policy
 
 
 def test_from_batch_and_select():

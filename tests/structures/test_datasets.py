@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,16 +19,17 @@ from nucleate.structures.writing import cif_text
 from nucleate.structures.wyckoff import encode
 
 
-def crystals() -> list[Structure]:
+@cache
+def crystals() -> tuple[Structure, ...]:
     rng = np.random.default_rng(0)
     made = []
+    face_centred = [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    x = 0.305
+    rutile = [[0, 0, 0], [0.5] * 3, [x, x, 0], [-x, -x, 0], [0.5 + x, 0.5 - x, 0.5]]
+    rutile.append([0.5 - x, 0.5 + x, 0.5])
     for a in rng.uniform(3.5, 6.0, 10):
-        made.append(Structure.from_spacegroup(225, Lattice.cubic(a), ["Na"], [[0, 0, 0]]))
-        made.append(
-            Structure.from_spacegroup(
-                136, Lattice.tetragonal(a, 3), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
-            )
-        )
+        made.append(Structure(Lattice.cubic(a), ["Na"] * 4, face_centred))
+        made.append(Structure(Lattice.tetragonal(a, 3), ["Ti"] * 2 + ["O"] * 4, rutile))
         made.append(
             Structure(
                 Lattice.from_parameters(a, a + 1, a + 2, 80, 85, 95),
@@ -35,7 +37,7 @@ def crystals() -> list[Structure]:
                 [[0, 0, 0], [0.5, 0.1, 0], [0, 0.5, 0.5], [0.6, 0.5, 0.5]],
             )
         )
-    return made
+    return tuple(made)
 
 
 @pytest.fixture(scope="module")

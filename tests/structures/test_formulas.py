@@ -13,9 +13,9 @@ from nucleate.structures.wyckoff import encode
 
 
 def salts() -> list[Structure]:
-    """Nine rock salts."""
+    """Nine salts, all in the structure of CsCl."""
     return [
-        Structure.from_spacegroup(225, Lattice.cubic(5), [a, b], [[0, 0, 0], [0.5, 0, 0]])
+        Structure(Lattice.cubic(3.5), [a, b], [[0, 0, 0], [0.5, 0.5, 0.5]])
         for a in ("Li", "Na", "K")
         for b in ("F", "Cl", "Br")
     ]

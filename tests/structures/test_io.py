@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import zipfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,12 +25,14 @@ from nucleate.structures.writing import (
 )
 
 
-def rutile(a: float = 4.6) -> Structure:
+@cache
+def rutile() -> Structure:
     return Structure.from_spacegroup(
-        136, Lattice.tetragonal(a, 2.96), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
+        136, Lattice.tetragonal(4.6, 2.96), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
     )
 
 
+@cache
 def rock_salt() -> Structure:
     return Structure.from_spacegroup(
         225, Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -65,7 +68,7 @@ def test_single_crystal_formats(tmp_path, name):
 
 
 def test_oxidation_states_are_dropped(tmp_path):
-    charged = rock_salt().add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    charged = rock_salt().copy().add_oxidation_state_by_element({"Na": 1, "Cl": -1})
     (tmp_path / "x.json").write_text(json.dumps(charged.as_dict()))
     found = read_structure(tmp_path / "x.json")
     assert {str(e) for e in found.composition} == {"Na", "Cl"}

@@ -16,7 +16,7 @@ token, an adaptive tau, a reward for entropy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np

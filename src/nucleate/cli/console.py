@@ -135,29 +135,23 @@ def table(columns: Iterable[str], title: str | None = None) -> Table:
 
 def comparison_table(compared: Mapping[str, Any], before: str, after: str) -> Table:
     """Base against tuned: every fraction with its 95 % interval."""
-    n = compared["n"]
     made = table(
-        ("", "hull", f">{before}", f">{after}", ">ratio"),
-        title=f"{before} against {after}: {n:,} samples each, % of all with 95 % intervals",
+        ("% of all [95 %]", f">{before}", f">{after}", ">ratio [95 %]"),
+        title=f"{before} against {after}, {compared['n']:,} samples each",
     )
-    for row in compared["rows"]:
-        made.add_row(
-            row["label"],
-            row["hull"] or "",
-            percent(row["base"]),
-            percent(row["tuned"]),
-            _times(row["ratio"]),
-        )
+    heading = ""
+    for row in sorted(compared["rows"], key=lambda row: row["hull"]):
+        if row["hull"] != heading:
+            heading = row["hull"]
+            made.add_section()
+            made.add_row(f"[dim]by the hull {heading}[/]")
+        sides = (percent(row[side]) for side in ("base", "tuned"))
+        made.add_row(row["label"], *sides, _times(row["ratio"]))
     made.add_section()
     for row in compared["guards"]:
-        kept = "" if row["kept"] else f"  below the floor {row['floor']:.2f}"
-        made.add_row(
-            row["label"],
-            "",
-            f"{row['base']:.4g}",
-            f"{row['tuned']:.4g}",
-            f"{TIMES}{row['ratio']:.2f}{kept}",
-        )
+        kept = "" if row["kept"] else f" (floor {row['floor']:.2f})"
+        sides = (f"{row[side]:.4g}" for side in ("base", "tuned"))
+        made.add_row(row["label"], *sides, f"{TIMES}{row['ratio']:.2f}{kept}")
     return made
 
 
@@ -174,4 +168,4 @@ def _times(ratio: Mapping[str, float | None]) -> str:
 def percent(part: Mapping[str, float]) -> str:
     """A fraction with its interval."""
     value, low, high = (100 * part[key] for key in ("value", "low", "high"))
-    return rf"{value:.1f} \[{low:.1f}, {high:.1f}]"
+    return rf"{value:.1f} \[{low:.0f}, {high:.0f}]"

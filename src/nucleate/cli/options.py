@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nucleate.cli.console import integers, names
+from nucleate.errors import RecipeError
 
 if TYPE_CHECKING:
     from nucleate.recipe import Recipe
@@ -41,8 +42,21 @@ def condition(
     """
     from nucleate.config import Document, parse
     from nucleate.recipe import Recipe
+    from nucleate.structures.elements import atomic_numbers
 
     groups = integers(space_groups, "--space-groups")
+    outside = [group for group in groups if not 1 <= group <= 230]
+    if outside:
+        raise RecipeError(
+            f"--space-groups: there is no space group {outside[0]}.",
+            "They are numbered from 1 to 230.",
+            "Mend the list.",
+        )
+    for option, text in (("--elements", elements), ("--exclude", exclude)):
+        try:
+            atomic_numbers(names(text))
+        except RecipeError as error:
+            raise RecipeError(f"{option}: {error.what}", error.why, error.fix) from error
     document = Document("", "the options")
     document.data = {
         "budget": {"steps": 1},

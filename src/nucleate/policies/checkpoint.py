@@ -40,7 +40,7 @@ def write_atomic(path: Path, write: object) -> None:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         temporary.unlink(missing_ok=True)
         raise StorageError(
             f"can't write {path}", str(error), "free some space or choose another folder"
@@ -109,7 +109,14 @@ def load_policy(name_or_path: str | Path, *, device: str = "cpu") -> WyckoffPoli
             "their sha256 differs",
             "copy both files again from the same source",
         )
-    policy = build_policy(card)
+    try:
+        policy = build_policy(card)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{folder / CARD} describes no network",
+            f"{type(error).__name__}: {error}",
+            "copy it again together with the weights",
+        ) from error
     try:
         policy.network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -31,10 +31,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nucleate.allocator import keep_memory
+from nucleate.errors import CheckpointError, InputError
 from nucleate.policies import lattice
 from nucleate.policies.checkpoint import save_policy, write_atomic
 from nucleate.policies.condition import Condition
@@ -171,6 +173,12 @@ class Pretraining:
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.step, self.best = 0, math.inf
         self.steps_per_epoch = len(train) // config.batch_size
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"{train.path} holds {len(train)} crystals, fewer than a batch of "
+                f"{config.batch_size}",
+                fix="prepare more crystals, or lower batch_size",
+            )
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.train_classes = self._classes(train)
         self.validation_classes = self._classes(validation)
@@ -367,13 +375,23 @@ class Pretraining:
         )
 
     def resume(self) -> None:
-        """Continue from the folder's checkpoint; the settings may differ from then on."""
-        from safetensors import safe_open
+        """Continue from the folder's checkpoint; the settings may differ from then on.
 
+        Raises:
+            CheckpointError: there is none, or it is not whole.
+        """
         path = self.folder / "checkpoint.safetensors"
-        tensors = load_file(path)
-        with safe_open(path, "pt") as stream:
-            meta = json.loads(stream.metadata()["nucleate"])
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "pt") as stream:
+                meta = json.loads(stream.metadata()["nucleate"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"can't continue from the checkpoint {path}",
+                f"it is missing, truncated or no checkpoint of a training run ({error})",
+                "start the training again, in another folder",
+            ) from error
+        self._forget_log(meta["step"])
         self.step, self.best = meta["step"], meta["best"]
         network = {k[8:]: v for k, v in tensors.items() if k.startswith("network.")}
         self.policy.network.load_state_dict(network)
@@ -386,3 +404,18 @@ class Pretraining:
         restored = self.optimiser.state_dict()
         restored["state"] = state
         self.optimiser.load_state_dict(restored)
+
+    def _forget_log(self, step: int) -> None:
+        """Drop what ``train.jsonl`` holds after a step, and a last line cut short."""
+        path = self.folder / "train.jsonl"
+        if self.rank or not path.is_file():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        write_atomic(path, lambda part: part.write_text("".join(kept)))

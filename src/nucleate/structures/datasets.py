@@ -205,7 +205,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is no directory of prepared crystals.",
             "It has no meta.json.",
-            "Make one with: nucleate data prepare SOURCE --out DIRECTORY",
+            "Make one with: nucleate data prepare SOURCE DIRECTORY",
         )
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))

@@ -28,7 +28,8 @@ class Limits:
     """Bounds of a sane crystal; the defaults refuse no relaxed crystal of the Materials Project.
 
     Attributes:
-        min_distance: shortest allowed distance of two atoms, images included, Å.
+        min_distance: shortest allowed distance of two atoms, images included, Å; below 0 it is
+            not looked at.
         min_volume: smallest allowed cell volume, Å³.
         volume_per_atom: allowed range, Å³ per atom.
         length: allowed range of a, b and c, Å.
@@ -140,6 +141,8 @@ def check_cell(
     low, high = limits.volume_per_atom
     if not low <= per_atom <= high:
         return f"volume per atom: {per_atom:.3g} Å³ outside {low:g} to {high:g}"
+    if limits.min_distance < 0:
+        return ""
     distance = minimum_distance(matrix, frac)
     if not distance > limits.min_distance:
         return f"distance: two atoms {distance:.3f} Å apart, at most {limits.min_distance:g}"

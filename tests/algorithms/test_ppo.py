@@ -1,0 +1,305 @@
+"""The update is the gradient that the formulas say, and it raises a reward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nucleate.algorithms.ppo import PPO, Baseline
+from nucleate.policies.wyckoff import WyckoffPolicy
+from nucleate.protocols import Rollout
+from nucleate.recipe import PPOSettings
+from tiny import condition, generator, tiny_policy
+
+HELD = condition(2, 62, 225, max_atoms=40)
+PUBLISHED = {
+    "form": "published",
+    "minibatch": None,
+    "whiten": False,
+    "baseline": "batch_ema",
+    "kl_weight": 0.1,
+}
+
+
+def ppo(policy: WyckoffPolicy, prior_seed: int = 1, **settings: object) -> PPO:
+    """An algorithm whose optimiser only records gradients."""
+    made = PPO(policy, tiny_policy(prior_seed), PPOSettings.model_validate(settings))
+    made.gradients = []  # type: ignore[attr-defined]
+
+    def record() -> None:
+        made.gradients.append(  # type: ignore[attr-defined]
+            torch.cat([p.grad.flatten() for p in made.policy.network.parameters()])
+        )
+
+    made.optimiser.step = record  # type: ignore[method-assign, assignment]
+    return made
+
+
+@pytest.fixture(scope="module")
+def rollout() -> Rollout:
+    """Crystals drawn by another policy than the one updated, so that ratios differ from 1."""
+    return tiny_policy(0).sample(90, HELD, generator(0))
+
+
+@pytest.fixture(scope="module")
+def reward() -> np.ndarray:
+    """Any numbers."""
+    return np.random.default_rng(0).normal(size=90)
+
+
+def moved(seed: int = 0, by: float = 0.004) -> WyckoffPolicy:
+    """The policy that drew, with its weights a little off."""
+    policy = tiny_policy(seed)
+    noise = generator(9)
+    with torch.no_grad():
+        for weight in policy.network.parameters():
+            weight += by * torch.randn(weight.shape, generator=noise)
+    return policy
+
+
+def log_prob(policy: WyckoffPolicy, rollout: Rollout) -> torch.Tensor:
+    return policy.log_prob_parts(policy.tokens(rollout), rollout.trace["condition"]).sum(1)
+
+
+def gradient(policy: WyckoffPolicy, objective: torch.Tensor) -> torch.Tensor:
+    """Gradient of what is minimised, all weights in a row."""
+    weights = list(policy.network.parameters())
+    parts = torch.autograd.grad(-objective, weights, allow_unused=True)
+    return torch.cat(
+        [
+            (torch.zeros_like(w) if g is None else g).flatten()
+            for w, g in zip(weights, parts, strict=True)
+        ]
+    )
+
+
+def assert_same(one: torch.Tensor, two: torch.Tensor) -> None:
+    scale = two.norm()
+    assert scale > 0
+    assert (one - two).norm() / scale < 1e-3
+
+
+def test_published_form_is_the_papers_formula(rollout, reward):
+    policy = moved()
+    algorithm = ppo(policy, gradient_clip=1e9, inner_steps=1, **PUBLISHED)
+    measured = algorithm.update(rollout, reward, generator(0))
+    prior = tiny_policy(1)
+    now, then = log_prob(policy, rollout), rollout.log_prob
+    before = log_prob(prior, rollout).detach()
+    total = torch.tensor(reward) - 0.1 * (now.detach() - before)  # R, constant in the gradient
+    baseline = (torch.tensor(reward) - 0.1 * (then - before)).mean()
+    advantage = total - baseline
+    ratio = torch.exp(now - then)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    outside = ((ratio - 1).abs() > 0.2).float().mean()
+    assert 0.1 < outside < 0.9
+    assert_same(algorithm.gradients[0], gradient(policy, surrogate.mean()))
+    assert measured["clip_fraction"] == pytest.approx(float(outside))
+    assert measured["baseline"] == pytest.approx(float(baseline), rel=1e-4)
+    assert measured["kl"] == pytest.approx(float((then - before).mean()), rel=1e-4)
+    assert measured["entropy"] == pytest.approx(-float(then.mean()), rel=1e-5)
+
+
+def test_published_form_with_a_reward_for_entropy(rollout, reward):
+    policy = moved()
+    settings = PUBLISHED | {"entropy_weight": 0.05, "baseline": "batch"}
+    algorithm = ppo(policy, gradient_clip=1e9, **settings)
+    algorithm.update(rollout, reward, generator(0))
+    now, then = log_prob(policy, rollout), rollout.log_prob
+    before = log_prob(tiny_policy(1), rollout).detach()
+    fixed = torch.tensor(reward) + 0.1 * before
+    advantage = fixed - 0.15 * now.detach() - (fixed - 0.15 * then).mean()
+    ratio = torch.exp(now - then)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    assert_same(algorithm.gradients[0], gradient(policy, surrogate.mean()))
+
+
+def test_baseline_is_the_papers_running_mean():
+    baseline, groups = Baseline(0.95), np.array([1, 1, 2])
+    expected = None
+    for batch in np.random.default_rng(0).normal(size=(5, 3)):
+        mean = batch.mean()
+        expected = mean if expected is None else 0.95 * expected + 0.05 * mean
+        np.testing.assert_allclose(baseline("batch_ema", batch, groups), expected)
+    np.testing.assert_allclose(baseline("batch", np.array([1.0, 2.0, 6.0]), groups), 3.0)
+
+
+def test_each_space_group_has_a_baseline_of_its_own():
+    baseline = Baseline(0.5)
+    groups = np.array([1, 1, 2])
+    first = baseline("space_group", np.array([1.0, 1.0, 4.0]), groups)
+    np.testing.assert_allclose(first, 2.0)  # nothing is known but the batch
+    second = baseline("space_group", np.array([0.0, 0.0, 0.0]), np.array([1, 2, 3]))
+    np.testing.assert_allclose(second, [1.25, 3.0, 2.0])  # weights 1/4 and 1/2 of 2; the rest new
+    for _ in range(40):
+        last = baseline("space_group", np.array([-1.0, 5.0]), np.array([1, 2]))
+    np.testing.assert_allclose(last, [-1.0, 5.0], atol=1e-6)
+
+
+def test_kl_gradient_is_the_score_function_estimate_and_no_clipping_gates_it(rollout):
+    policy = moved()
+    before = log_prob(tiny_policy(1), rollout).detach()
+    settings = {"kl_weight": 0.3, "whiten": False, "baseline": "batch", "minibatch": None}
+    # equal rewards: no advantage, so the KL term alone remains
+    algorithm = ppo(policy, gradient_clip=1e9, clip_epsilon=1e-6, **settings)
+    measured = algorithm.update(rollout, np.zeros(90), generator(0))
+    assert measured["clip_fraction"] == 1.0
+    now, then = log_prob(policy, rollout), rollout.log_prob
+    weight = torch.exp((now - then).detach().clamp(-2, 2))
+    divergence = (now - before).detach() - (then - before).mean()
+    assert_same(algorithm.gradients[0], gradient(policy, -(0.3 * weight * divergence * now).mean()))
+    # with rewards and a narrow clip the same term is there, next to a surrogate without gradient
+    clipped = ppo(policy, gradient_clip=1e9, clip_epsilon=1e-6, **settings)
+    reward = torch.where(now > then, 1.0, -1.0).detach().double().numpy()
+    reward -= reward.mean()
+    ratio = torch.exp((now - then).detach())
+    gated = (torch.tensor(reward) > 0) == (ratio > 1)
+    clipped.update(rollout, reward, generator(0))
+    assert gated.all()
+    assert_same(clipped.gradients[0], algorithm.gradients[0])
+
+
+def test_at_the_start_the_kl_gradient_is_that_of_the_divergence():
+    """Exact for the policy that drew: E[(ln p/q - mean) grad ln p]."""
+    policy = tiny_policy(0)
+    rollout = policy.sample(64, HELD, generator(3))
+    settings = {"kl_weight": 1.0, "whiten": False, "baseline": "batch", "minibatch": None}
+    algorithm = ppo(policy, gradient_clip=1e9, **settings)
+    algorithm.update(rollout, np.zeros(64), generator(0))
+    now, prior = log_prob(policy, rollout), log_prob(tiny_policy(1), rollout).detach()
+    divergence = (now - prior).detach()
+    estimate = ((divergence - divergence.mean()) * now).mean()
+    assert_same(algorithm.gradients[0], gradient(policy, -estimate))
+
+
+@pytest.mark.parametrize("form", ["default", "published"])
+def test_token_ratios_give_the_sequence_gradient_where_all_ratios_are_one(form, reward):
+    policy = tiny_policy(0)
+    rollout = policy.sample(90, HELD, generator(3))
+    base = {"form": form, "minibatch": None, "gradient_clip": 1e9}
+    one, two = (ppo(policy, ratio=r, **base) for r in ("sequence", "token"))
+    for algorithm in (one, two):
+        algorithm.update(algorithm.remember(rollout), reward, generator(0))
+    assert_same(two.gradients[0], one.gradients[0])
+
+
+def test_token_ratios_compare_with_the_policy_that_drew(reward):
+    drew, policy = tiny_policy(0), moved(by=0.02)
+    rollout = PPO(drew, drew, PPOSettings.model_validate({"ratio": "token"})).remember(
+        drew.sample(90, HELD, generator(3))
+    )
+    settings = {"ratio": "token", "kl_weight": 0.0, "whiten": False, "baseline": "batch"}
+    algorithm = ppo(policy, gradient_clip=1e9, minibatch=None, **settings)
+    measured = algorithm.update(rollout, reward, generator(0))
+    assert measured["clip_fraction"] > 0.05
+    with torch.no_grad():
+        then = drew.log_prob_draws(drew.tokens(rollout), HELD)
+    now = policy.log_prob_draws(policy.tokens(rollout), HELD)
+    assert torch.equal(now.row, then.row) and torch.equal(now.part, then.part)
+    advantage = torch.tensor(reward - reward.mean())[now.row]
+    ratio = torch.exp(now.value - then.value)
+    terms = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    assert_same(algorithm.gradients[0], gradient(policy, terms.sum() / 90))
+
+
+def test_whitening_makes_the_step_independent_of_the_units_of_the_reward(rollout, reward):
+    settings = {"whiten": True, "minibatch": None, "baseline": "batch", "kl_weight": 0.1}
+    one = ppo(moved(), **settings)
+    two = ppo(moved(), **(settings | {"kl_weight": 10.0}))
+    scale = one.update(rollout, reward, generator(0))["advantage_scale"]
+    two.update(rollout, 100 * reward + 7, generator(0))
+    assert scale == pytest.approx(reward.std(ddof=1), rel=1e-3)
+    assert_same(two.gradients[0], one.gradients[0])
+
+
+def test_minibatches_see_every_crystal_once_an_epoch_and_gradients_are_clipped(rollout, reward):
+    whole = ppo(moved(), minibatch=None, gradient_clip=1e9)
+    parts = ppo(moved(), minibatch=30, gradient_clip=1e9)
+    for algorithm in (whole, parts):
+        algorithm.update(rollout, reward, generator(0))
+    assert len(parts.gradients) == 3
+    assert_same(torch.stack(parts.gradients).mean(0), whole.gradients[0])
+    clipped = ppo(moved(), minibatch=30, gradient_clip=0.5, inner_steps=2)
+    measured = clipped.update(rollout, reward, generator(0))
+    assert len(clipped.gradients) == 6
+    assert all(g.norm() <= 0.5 * 1.001 for g in clipped.gradients)
+    assert measured["gradient_norm"] > 0.5
+
+
+def test_tau_moves_towards_its_target(rollout, reward):
+    def after(target: float | None, rate: float = 0.1) -> float:
+        algorithm = ppo(tiny_policy(0), kl_target=target, kl_rate=rate, kl_weight=0.05)
+        kl = algorithm.update(rollout, reward, generator(0))["kl"]
+        assert kl > 1
+        return algorithm.kl_weight
+
+    assert after(None) == 0.05
+    assert after(1e-3) == pytest.approx(0.05 * 1.1)  # too far from the prior: hold more
+    assert after(1e6) == pytest.approx(0.05 * 0.9)
+    assert after(1e-3, rate=0.5) == pytest.approx(0.05 * 1.5)
+    widened = ppo(tiny_policy(0), kl_weight=0.0)
+    widened.widen()
+    assert widened.kl_weight > 0
+
+
+@pytest.mark.parametrize("settings", [{}, PUBLISHED, {"ratio": "token", "inner_steps": 3}])
+def test_failures_never_make_anything_infinite(settings):
+    policy = tiny_policy(0)
+    made = PPO(policy, tiny_policy(1), PPOSettings.model_validate(settings))
+    draws = generator(0)
+    for penalty in (np.full(40, -10.0), np.where(np.arange(40) < 39, -1e6, 0.0), np.zeros(40)):
+        measured = made.update(policy.sample(40, HELD, draws), penalty, draws)
+        assert all(np.isfinite(value) for value in measured.values())
+    assert all(weight.isfinite().all() for weight in policy.network.parameters())
+    assert np.isfinite([made.baseline.overall, *made.baseline.groups.values()]).all()
+
+
+def test_a_nucleus_keeps_the_divergence_finite():
+    held = condition(2, 62, 225, max_atoms=40, top_p=0.6)
+    policy = tiny_policy(0)
+    made = PPO(policy, tiny_policy(1), PPOSettings.model_validate({}))
+    draws = generator(0)
+    for _ in range(3):
+        measured = made.update(policy.sample(40, held, draws), np.arange(40.0), draws)
+        assert all(np.isfinite(value) for value in measured.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"ratio": "token", "kl_target": 3.0}])
+def test_state_survives_a_checkpoint(settings, tmp_path):
+    from nucleate.store.checkpoint import read_checkpoint, write_checkpoint
+
+    def run(cut: int) -> dict:
+        policy, draws = tiny_policy(0), generator(0)
+        made = PPO(policy, tiny_policy(1), PPOSettings.model_validate(settings))
+        for step in range(4):
+            if step == cut:
+                path = write_checkpoint(tmp_path, step, made.state_dict())
+                policy = tiny_policy(3)
+                made = PPO(policy, tiny_policy(1), PPOSettings.model_validate(settings))
+                made.load_state_dict(read_checkpoint(path).state)
+            rollout = policy.sample(20, HELD, draws)
+            made.update(rollout, np.sin(rollout.batch.species[:, 0]), draws)
+        return made.state_dict()
+
+    one, two = run(-1), run(2)
+    assert one["kl_weight"] == two["kl_weight"] and one["baseline"] == two["baseline"]
+    assert one["baseline_groups"] == two["baseline_groups"]
+    for name, weight in one["network"].items():
+        assert torch.equal(two["network"][name], weight)
+
+
+@pytest.mark.parametrize("settings", [{}, PUBLISHED | {"inner_steps": 3}, {"ratio": "token"}])
+def test_it_raises_a_reward(settings):
+    """Crystals with oxygen are wanted: one in many at the start."""
+    policy = tiny_policy(0, sharpness=1.0)
+    options = {"learning_rate": 5e-3, **settings, "kl_weight": 0.003}
+    made = PPO(policy, tiny_policy(0, sharpness=1.0), PPOSettings.model_validate(options))
+    draws, history = generator(0), []
+    for _ in range(25):
+        rollout = policy.sample(128, HELD, draws)
+        reward = (rollout.batch.species == 8).any(1).astype(float)
+        history.append(reward.mean())
+        made.update(made.remember(rollout), reward, draws)
+    assert np.mean(history[:3]) < 0.15
+    assert np.mean(history[-3:]) > np.mean(history[:3]) + 0.3
