@@ -15,7 +15,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ import torch
 
 from nucleate.algorithms.loop import STABILITY, Loop
 from nucleate.allocator import keep_memory
-from nucleate.errors import CheckpointError, RecipeError
+from nucleate.errors import CheckpointError, MissingDependencyError, RecipeError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import Best, select_best, write_best
 from nucleate.evaluation.summary import Evaluation, EvaluationSettings
@@ -244,9 +245,7 @@ def tune(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    _check_supported(recipe)
-    folder = resolve(recipe.model.checkpoint)
-    load_policy(folder)  # a broken model is refused before a folder is made
+    folder = _check_supported(recipe)
     run = RunDirectory.create(
         recipe.output.directory,
         recipe.output.name or recipe.name,
@@ -299,11 +298,24 @@ def recipe_of_run(path: str | Path) -> Recipe:
         return Recipe.model_validate(run.manifest()["recipe"])
 
 
-def _check_supported(recipe: Recipe) -> None:
-    """Refuse before any work what would fail after it."""
+def _check_supported(recipe: Recipe) -> Path:
+    """Refuse what can't work before a folder is made; returns the model's folder."""
+    _device(recipe.device)
+    folder = resolve(recipe.model.checkpoint)
+    policy = load_policy(folder)
+    training_formulas(policy, folder)
+    condition_from_recipe(recipe, policy)
+    if recipe.model.prior is not None:
+        load_policy(recipe.model.prior)
+    if recipe.output.tensorboard is True and find_spec("tensorboard") is None:
+        raise MissingDependencyError(
+            "output.tensorboard is true, but TensorBoard is not installed",
+            fix='pip install "nucleate[track]", or set output.tensorboard to auto',
+        )
     for term in recipe.objective.terms:
         if term.property == STABILITY and term.settings.get("relax") and recipe.workers == 1:
             logger.info("relaxation on one worker is slow")
+    return folder
 
 
 def _tune(
@@ -362,6 +374,8 @@ def _judge_both(
     evaluations: dict[str, list[Evaluation]] = {"base": [], "tuned": []}
     pooled: list[tuple[Evaluation, Samples]] = []
     folder = run.path / EVALUATION_FOLDER
+    if settings.coordinate_temperature is not None:
+        condition = replace(condition, coordinate_temperature=settings.coordinate_temperature)
     for seed in settings.seeds:
         for name, policy in zip(("base", "tuned"), policies, strict=True):
             say(f"judging {settings.samples} crystals of the {name} model, seed {seed}")

@@ -6,12 +6,14 @@ section has defaults, so that a recipe says only what it changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args, get_origin
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from nucleate.config import Settings, load_settings, option, read_text
 from nucleate.errors import InputError, RecipeError, did_you_mean
@@ -154,6 +156,13 @@ class PPOSettings(Settings):
     ratio: Literal["sequence", "token"] = option(
         "sequence", description="one ratio for a crystal, or one for each of its tokens"
     )
+    continuous_weight: float = option(
+        1.0,
+        description="weight of coordinates and lattice in the ratio and the KL divergence; 0 "
+        "reinforces letters and species alone",
+        ge=0,
+        le=1,
+    )
     whiten: bool = option(True, description="scale advantages to unit variance")
     baseline: Literal["batch", "batch_ema", "space_group"] = option(
         "space_group",
@@ -216,6 +225,13 @@ class EvaluationSettings(Settings):
         0.1, description="stable means an energy above hull below this", unit="eV/atom"
     )
     relax: bool = option(False, description="relax crystals before judging them")
+    coordinate_temperature: float | None = option(
+        None,
+        description="of coordinates and lattice when base and tuned are compared; null for the "
+        "condition's",
+        gt=0,
+        le=10,
+    )
 
 
 class OutputSettings(Settings):
@@ -320,6 +336,46 @@ def _with_absolute_paths(recipe: Recipe, source: str, base: Path) -> Recipe:
             terms[i] = term.model_copy(update={"property": f"{path}:{function}"})
     objective = recipe.objective.model_copy(update={"terms": tuple(terms)})
     return recipe.model_copy(update={"objective": objective})
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a recipe.
+
+    Attributes:
+        key: dotted, such as ``budget.steps``; ``[]`` marks a list.
+        default: as YAML would write it; ``required`` where there is none.
+        text: what it is, with its unit.
+    """
+
+    key: str
+    default: str
+    text: str
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Every key of a settings model, section by section; kinds of shaping are not opened."""
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        unit = extra.get("unit") if isinstance(extra, dict) else None
+        text = (field.description or "") + (f" [{unit}]" if unit else "")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from describe(inner, f"{prefix}{name}.")
+            continue
+        entries = [entry for entry in get_args(inner) if isinstance(entry, type)]
+        sections = [entry for entry in entries if issubclass(entry, BaseModel)]
+        if len(sections) == 1 and get_origin(inner) is tuple:
+            yield from describe(sections[0], f"{prefix}{name}[].")
+            continue
+        if sections:
+            kinds = [get_args(kind.model_fields["type"].annotation)[0] for kind in sections]
+            text += f"; its type is one of {', '.join(kinds)}"
+        default = "required"
+        if not field.is_required():
+            value = field.get_default(call_default_factory=True)
+            default = json.dumps(list(value) if isinstance(value, tuple) else value)
+        yield Key(f"{prefix}{name}", default, text)
 
 
 def check_properties(objective: ObjectiveSettings, source: str, base: Path = Path()) -> None:

@@ -141,7 +141,7 @@ def pretrain(
         policy.network.to(torch.device(chosen))
         training = Pretraining(policy, data, held_out, out, settings.config())
         if resume:
-            _resume(training, out)
+            training.resume()
         if on_start is not None and rank == 0:
             on_start(training)
         training.run(on_step)
@@ -237,19 +237,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _resume(training: Pretraining, out: Path) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        training.resume()
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{out / CHECKPOINT} can't be read.",
-            f"It is truncated or of another network ({str(error).splitlines()[0]}).",
-            f"Start anew in another folder with --init {out / LAST}.",
-        ) from error
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_published_form_is_the_papers_formula(rollout, reward):
     assert measured["clip_fraction"] == pytest.approx(float(outside))
     assert measured["baseline"] == pytest.approx(float(baseline), rel=1e-4)
     assert measured["kl"] == pytest.approx(float((then - before).mean()), rel=1e-4)
-    assert measured["entropy"] == pytest.approx(-float(then.mean()), rel=1e-5)
+    assert measured["entropy"] == pytest.approx(-float(then.mean()), rel=1e-4)
 
 
 def test_published_form_with_a_reward_for_entropy(rollout, reward):
@@ -115,26 +115,85 @@ def test_published_form_with_a_reward_for_entropy(rollout, reward):
     assert_same(algorithm.gradients[0], gradient(policy, surrogate.mean()))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_continuous_draws_count_by_their_weight(rollout, reward, weight, ratio):
+    """Only letters and species are reinforced, and held to the prior, at weight 0."""
+    policy, drew = moved(by=0.001), tiny_policy(0)
+    shares = torch.tensor([1.0, 1.0, weight, weight])
+
+    def weighted(which: WyckoffPolicy) -> torch.Tensor:
+        return which.log_prob_parts(which.tokens(rollout), HELD) @ shares
+
+    settings = {"minibatch": None, "baseline": "batch", "whiten": False, "kl_weight": 0.2}
+    algorithm = ppo(policy, gradient_clip=1e9, ratio=ratio, continuous_weight=weight, **settings)
+    remembered = PPO(drew, drew, algorithm.settings).remember(rollout)
+    measured = algorithm.update(remembered, reward, generator(0))
+    now, then = weighted(policy), weighted(drew).detach()
+    prior = weighted(tiny_policy(1)).detach()
+    advantage = torch.tensor(reward - reward.mean())
+    change = torch.exp(now - then)
+    surrogate = torch.minimum(change * advantage, change.clamp(0.8, 1.2) * advantage)
+    if ratio == "token":
+        one, two = (p.log_prob_draws(p.tokens(rollout), HELD) for p in (policy, drew))
+        change = torch.exp(one.value - two.value.detach())
+        each = advantage[one.row]
+        terms = torch.minimum(change * each, change.clamp(0.8, 1.2) * each) * shares[one.part]
+        surrogate = torch.zeros(90, dtype=terms.dtype).index_add(0, one.row, terms)
+    factor = torch.exp((now - then).detach().clamp(-2, 2))
+    divergence = (now - prior).detach() - (then - prior).mean()
+    objective = surrogate - 0.2 * factor * divergence * now
+    assert_same(algorithm.gradients[0], gradient(policy, objective.mean()))
+    assert measured["kl"] == pytest.approx(float((then - prior).mean()), rel=1e-3)
+    whole = rollout.log_prob - log_prob(tiny_policy(1), rollout).detach()
+    assert measured["kl_whole"] == pytest.approx(float(whole.mean()), rel=1e-3)
+    if weight == 0:
+        heads = ("coordinate_", "shape_", "scale_", "contact_")
+        silent = [
+            not weight.grad.any()
+            for name, weight in policy.network.named_parameters()
+            if name.startswith(heads)
+        ]
+        assert silent and all(silent)
+
+
+SIZES = np.array([1, 2, 2])
+
+
 def test_baseline_is_the_papers_running_mean():
     baseline, groups = Baseline(0.95), np.array([1, 1, 2])
     expected = None
     for batch in np.random.default_rng(0).normal(size=(5, 3)):
         mean = batch.mean()
         expected = mean if expected is None else 0.95 * expected + 0.05 * mean
-        np.testing.assert_allclose(baseline("batch_ema", batch, groups), expected)
-    np.testing.assert_allclose(baseline("batch", np.array([1.0, 2.0, 6.0]), groups), 3.0)
+        np.testing.assert_allclose(baseline("batch_ema", batch, groups, SIZES), expected)
+    np.testing.assert_allclose(baseline("batch", np.array([1.0, 2.0, 6.0]), groups, SIZES), 3.0)
 
 
 def test_each_space_group_has_a_baseline_of_its_own():
     baseline = Baseline(0.5)
     groups = np.array([1, 1, 2])
-    first = baseline("space_group", np.array([1.0, 1.0, 4.0]), groups)
+    first = baseline("space_group", np.array([1.0, 1.0, 4.0]), groups, SIZES)
     np.testing.assert_allclose(first, 2.0)  # nothing is known but the batch
-    second = baseline("space_group", np.array([0.0, 0.0, 0.0]), np.array([1, 2, 3]))
+    second = baseline("space_group", np.zeros(3), np.array([1, 2, 3]), SIZES)
     np.testing.assert_allclose(second, [1.25, 3.0, 2.0])  # weights 1/4 and 1/2 of 2; the rest new
     for _ in range(40):
-        last = baseline("space_group", np.array([-1.0, 5.0]), np.array([1, 2]))
+        last = baseline("space_group", np.array([-1.0, 5.0]), np.array([1, 2]), SIZES[:2])
     np.testing.assert_allclose(last, [-1.0, 5.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_size_neutrality_takes_away_what_small_crystals_gain_by_their_size(share):
+    rng, baseline = np.random.default_rng(0), Baseline(0.9, share)
+    for _ in range(200):
+        sites = rng.integers(1, 5, 32)
+        reward = -sites + rng.normal(0, 0.01, 32)
+        advantage = reward - baseline("batch", reward, np.ones(32, dtype=int), sites)
+    gain = [advantage[sites == n].mean() for n in (1, 4)]
+    assert gain[0] - gain[1] == pytest.approx(3 * (1 - share), abs=0.4)
+    restored = Baseline(0.9, share)
+    restored.load_state_dict(baseline.state_dict())
+    assert restored == baseline
 
 
 def test_kl_gradient_is_the_score_function_estimate_and_no_clipping_gates_it(rollout):
@@ -284,7 +343,6 @@ def test_state_survives_a_checkpoint(settings, tmp_path):
 
     one, two = run(-1), run(2)
     assert one["kl_weight"] == two["kl_weight"] and one["baseline"] == two["baseline"]
-    assert one["baseline_groups"] == two["baseline_groups"]
     for name, weight in one["network"].items():
         assert torch.equal(two["network"][name], weight)
 

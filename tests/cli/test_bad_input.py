@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from .conftest import NACL, Outcome
+from commands_under_test import NACL, Outcome
 
 Run = Callable[..., Outcome]
 
@@ -168,7 +167,7 @@ def test_a_truncated_training(nucleate: Run, tmp_path: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     resumed = nucleate("pretrain", "few", "few", "out", *small, "--resume")
     assert resumed.code == 5
-    names(resumed.err, "checkpoint.safetensors", "--init")
+    names(resumed.err, "out/checkpoint.safetensors", "another folder")
 
 
 @pytest.mark.parametrize(

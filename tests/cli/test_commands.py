@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands_under_test import Outcome
 
-from .conftest import Outcome
+import nucleate as nucleate_package
 
 Run = Callable[..., Outcome]
 
@@ -115,51 +116,60 @@ def test_sources_name_licence_and_citation(nucleate: Run) -> None:
     assert "mp-20/train.csv" in away.err
 
 
+def stopped(process: subprocess.Popen[str], log: Path, lines: int, number: int) -> str:
+    """Signal a command's whole process group once its log has so many lines; what it said."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.is_file() and log.read_text().count("\n") >= lines:
+            break
+        time.sleep(0.1)
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=120)
+    return said
+
+
 def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
-    """A command in a process of its own."""
-    code = "from nucleate.cli.main import run; run()"
+    """A command in a process group of its own, as a terminal or batch system would start it."""
+    source = str(Path(nucleate_package.__file__).parents[1])
+    code = "if __name__ == '__main__': from nucleate.cli.main import run; run()"
     return subprocess.Popen(
-        [sys.executable, "-c", f"if __name__ == '__main__': {code}", *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source},
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_how_to_go_on_and_goes_on(
-    tmp_path: Path, model: Path, number: signal.Signals, code: int
-) -> None:
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, model: Path) -> None:
+    shaping = {"type": "clip", "low": 0, "high": 10, "direction": "maximise"}
     recipe = {
         "name": "tiny",
         "workers": 1,
         "model": {"checkpoint": str(model)},
-        "objective": {
-            "terms": [
-                {
-                    "property": "density",
-                    "shaping": {"type": "clip", "low": 0, "high": 10, "direction": "maximise"},
-                }
-            ]
-        },
+        "objective": {"terms": [{"property": "density", "shaping": shaping}]},
         "algorithm": {"minibatch": 8, "guard": {"action": "off"}},
         "budget": {"batch_size": 8, "steps": 100_000},
         "evaluation": {"samples": 4, "seeds": [1], "hulls": []},
         "output": {"checkpoint_every": 1, "best": 2},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    process = start("tune", "tiny.yaml", folder=tmp_path)
     log = tmp_path / "runs" / "tiny" / "log.jsonl"
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.is_file() and log.read_text().count("\n") >= 2:
-            break
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
+    process = start("tune", "tiny.yaml", folder=tmp_path)
+    said = stopped(process, log, 2, signal.SIGTERM)
+    assert process.returncode == 143, said
     assert "go on with: nucleate tune --resume runs/tiny" in said
-    assert "Traceback" not in said
     assert "step 2" in said
+    assert "Traceback" not in said
+    done = log.read_text().count("\n")
+
+    process = start("tune", "--resume", "runs/tiny", folder=tmp_path)
+    said = stopped(process, log, done + 1, signal.SIGINT)
+    assert process.returncode == 130, said
+    assert "tuning from step" in said
+    assert "Traceback" not in said
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(len(steps)))

@@ -94,7 +94,11 @@ def test_draws_sum_to_the_parts_and_each_choice_is_scored_once(policy):
     free = tables().dof[group, batch.wyckoff].sum(1)
     expected = np.stack([batch.n_sites + 1, batch.n_sites, free, np.ones(60)], 1)
     np.testing.assert_array_equal(counts, expected)
-    torch.testing.assert_close(draws.parts().sum(1), rollout.log_prob, atol=1e-4, rtol=0)
+    parts = draws.parts()
+    torch.testing.assert_close(parts.sum(1), rollout.log_prob, atol=1e-4, rtol=0)
+    torch.testing.assert_close(policy.log_prob_by_part(rollout), parts, atol=1e-4, rtol=0)
+    discrete = rollout.trace["discrete"]
+    torch.testing.assert_close(parts[:, :2].sum(1), discrete, atol=1e-4, rtol=0)
 
 
 def test_samples_are_crystals_of_their_space_group(policy):

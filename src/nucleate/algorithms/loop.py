@@ -35,7 +35,7 @@ from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 STABILITY = "e_above_hull"
-DRAWS = ("draws", "n_draws")  # what PPO.remember adds to a rollout
+DRAWS = ("discrete", "draws", "n_draws")  # of a rollout's trace, beside tokens and condition
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Loop:
             self.step += 1
             self.seconds += time.monotonic() - clock
             clock = time.monotonic()
-            reason = self.stopped or self._exhausted(0) or ("" if self._next else "budget spent")
+            reason = self.stopped or self._exhausted(0)
             if reason or self.step % self.recipe.output.checkpoint_every == 0:
                 self.checkpoint()
         logger.info("stopped after %d steps: %s", self.step, reason)

@@ -10,6 +10,11 @@ objective is the clipped surrogate over the whole batch, one ratio for each crys
 clipping a crystal's ratio never releases it from the prior. With a score-function estimate,
 grad KL(p || p_prior) = E[(ln p/p_prior - mean) grad ln p].
 
+``continuous_weight`` says how much coordinates and lattices count in the ratio and in the KL
+divergence. At 0 only letters and species are reinforced: which atoms on which positions is what
+the reward is about, while the densities of coordinates and lattice are so sharp that their score
+function is mostly noise, and drowns the rest. They still follow from what is drawn before them.
+
 Both forms take the same options: minibatches, whitening, what the baseline is, a ratio for each
 token, an adaptive tau, a reward for entropy.
 """
@@ -35,9 +40,11 @@ MICRO_BATCH = 16
 class Baseline:
     """Running means of the reward: over everything, of each space group, of each size.
 
-    A space group's mean starts from the overall mean of its time, and moves towards its own
-    rewards as these come in. A size is a number of sites; its mean is that of the reward beyond
-    the baseline. Taking ``size_neutrality`` of it away too takes away as much of the incentive to
+    The overall mean counts a batch before that is compared with it, as published; the other means
+    only afterwards, for the few of a group or size must not be their own baseline. A space
+    group's mean starts from the overall mean of its time, and moves towards its own rewards as
+    these come in. A size is a number of sites; its mean is that of the reward beyond the
+    baseline. Taking ``size_neutrality`` of it away too takes away as much of the incentive to
     draw small crystals, which are easier to make stable, instead of better ones.
 
     Attributes:
@@ -54,22 +61,20 @@ class Baseline:
     def __call__(
         self, kind: str, reward: np.ndarray, space_group: np.ndarray, n_sites: np.ndarray
     ) -> np.ndarray:
-        """(B,) baseline for this batch, then update from it."""
+        """(B,) baseline for this batch, and update from it."""
         mean = float(reward.mean())
-        if self.overall is None:
-            self.overall = mean
-        overall = self.overall
+        overall = mean if self.overall is None else self.overall
+        self.overall = self.decay * overall + (1 - self.decay) * mean
         if kind == "batch":
             baseline = np.full(len(reward), mean)
         elif kind == "batch_ema":
-            baseline = np.full(len(reward), overall)
+            baseline = np.full(len(reward), self.overall)
         else:
             baseline = np.array([self.groups.get(int(g), overall) for g in space_group])
         beyond = reward - baseline
         of_size = np.array([self.sizes.get(int(n), 0.0) for n in n_sites])
         self._move(self.groups, space_group, reward, overall)
         self._move(self.sizes, n_sites, beyond, 0.0)
-        self.overall = self.decay * overall + (1 - self.decay) * mean
         return baseline + self.size_neutrality * of_size
 
     def _move(
@@ -154,8 +159,13 @@ class PPO:
         if settings.ratio == "token" and "draws" not in rollout.trace:
             rollout = self.remember(rollout)
         tokens = self.policy.tokens(rollout)
-        drawn_log_prob = rollout.log_prob.to(self.policy.device)
-        prior_log_prob = self.prior.log_prob(rollout).to(self.policy.device)
+        drawn_log_prob = self._weighted(
+            torch.stack(
+                [rollout.trace["discrete"], rollout.log_prob - rollout.trace["discrete"]], dim=1
+            )
+        )
+        prior_parts = self.prior.log_prob_by_part(rollout)
+        prior_log_prob = self._weighted(prior_parts)
         divergence = drawn_log_prob - prior_log_prob
         target = torch.as_tensor(reward, dtype=torch.float32, device=self.policy.device)
         baselined = reward - settings.entropy_weight * drawn_log_prob.cpu().numpy()
@@ -190,15 +200,27 @@ class PPO:
                 totals["updates"] += 1
         kl = float(divergence.mean())
         self._adapt(kl)
+        whole = rollout.log_prob - prior_parts.cpu().sum(1)
         return {
             "kl": kl,
+            "kl_whole": float(whole.mean()),
             "kl_weight": self.kl_weight,
-            "entropy": -float(drawn_log_prob.mean()),
+            "entropy": -float(rollout.log_prob.mean()),
             "baseline": float(baseline.mean()),
             "advantage_scale": scale,
             "clip_fraction": totals["clip_fraction"] / totals["updates"],
             "gradient_norm": totals["gradient_norm"] / totals["updates"],
         }
+
+    def _weighted(self, parts: torch.Tensor) -> torch.Tensor:
+        """(B,) log-probability with coordinates and lattice at their weight.
+
+        Args:
+            parts: (B, 2) discrete and continuous, or (B, 4) as in ``policies.wyckoff.PARTS``.
+        """
+        half = parts.shape[1] // 2
+        discrete, continuous = parts[:, :half].sum(1), parts[:, half:].sum(1)
+        return (discrete + self.settings.continuous_weight * continuous).to(self.policy.device)
 
     def _step(self, batch: _Batch, rows: torch.Tensor, condition: Any) -> dict[str, float]:
         """One step of the optimiser on some rows of the batch."""
@@ -222,7 +244,7 @@ class PPO:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is maximised for each crystal (b,), and how many ratios were clipped."""
         epsilon, advantage = self.settings.clip_epsilon, batch.advantage[index]
-        log_prob = draws.parts().sum(1)
+        log_prob = self._weighted(draws.parts())
         if self.settings.form == "published":
             # R holds the current policy's ln p; its change since sampling is added here
             moved = (log_prob - batch.drawn_log_prob[index]).detach()
@@ -238,7 +260,8 @@ class PPO:
             ratio = torch.exp((draws.value[order] - batch.old_draws(index)).clamp(-20, 20))
             each = advantage[row]
             bounded = ratio.clamp(1 - epsilon, 1 + epsilon)
-            terms = torch.minimum(ratio * each, bounded * each)
+            weight = torch.where(draws.part[order] < 2, 1.0, self.settings.continuous_weight)
+            terms = weight * torch.minimum(ratio * each, bounded * each)
             surrogate = torch.zeros_like(advantage).index_add(0, row, terms)
             share = ((ratio - 1).abs() > epsilon).float().mean()
             outside = share * len(index)

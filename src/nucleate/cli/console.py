@@ -140,7 +140,8 @@ def comparison_table(compared: Mapping[str, Any], before: str, after: str) -> Ta
         title=f"{before} against {after}, {compared['n']:,} samples each",
     )
     heading = ""
-    for row in sorted(compared["rows"], key=lambda row: row["hull"]):
+    order = list(dict.fromkeys(["", *(row["hull"] for row in compared["rows"])]))
+    for row in sorted(compared["rows"], key=lambda row: order.index(row["hull"])):
         if row["hull"] != heading:
             heading = row["hull"]
             made.add_section()

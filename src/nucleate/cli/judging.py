@@ -10,10 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from nucleate.cli import console
-from nucleate.cli.options import Elements, Exclude, SpaceGroups, Temperature, TopP, condition
+from nucleate.cli.options import (
+    CoordinateTemperature,
+    Elements,
+    Exclude,
+    SpaceGroups,
+    Temperature,
+    TopP,
+    condition,
+)
 from nucleate.errors import InputError
 
 MOST_SHOWN = 50
+NEEDS_REFERENCE = ("novel", "new_formula", "stable_new_formula", "sun")
+"""Fractions that mean nothing without training crystals to compare with."""
 
 
 def score(
@@ -99,9 +109,12 @@ def evaluate(
     exclude: Exclude = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
+    coordinate_temperature: CoordinateTemperature = None,
 ) -> None:
     """Judge a model or crystals: valid, stable, unique, novel, all three (S.U.N.)."""
-    settings = condition(space_groups, elements, exclude, temperature, top_p).condition
+    settings = condition(
+        space_groups, elements, exclude, temperature, top_p, coordinate_temperature
+    ).condition
     numbers = console.integers(seeds, "--seeds")
     if not numbers:
         raise typer.BadParameter("give at least one seed")
@@ -140,13 +153,18 @@ def _show_evaluations(evaluations: list[Any]) -> None:
     shown = console.table(
         ("", "hull", ">% of all [95 %]", ">count"),
         title=f"{pooled['n']:,} crystals; stable: {settings['stable']}; "
-        f"novel against: {settings['reference'] or 'nothing'}",
+        f"novel: {settings['reference'] or 'not judged'}",
     )
     main = settings["main_hull"] or ""
+    unknown = NEEDS_REFERENCE if settings["reference"].startswith("none given") else ()
     for flag, part in pooled["fractions"].items():
+        if flag in unknown:
+            continue
         judged = main if flag in pooled["fractions_by_hull"].get(main, {}) else ""
         shown.add_row(LABELS.get(flag, flag), judged, console.percent(part), str(part["count"]))
     for name, flags in list(pooled["fractions_by_hull"].items())[1:]:
         for flag, part in flags.items():
+            if flag in unknown:
+                continue
             shown.add_row(LABELS.get(flag, flag), name, console.percent(part), str(part["count"]))
     console.out().print(shown)

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from nucleate.cli import console
-from nucleate.cli.options import Elements, Exclude, SpaceGroups, Temperature, TopP, condition
+from nucleate.cli.options import (
+    CoordinateTemperature,
+    Elements,
+    Exclude,
+    SpaceGroups,
+    Temperature,
+    TopP,
+    condition,
+)
 
 import_app = typer.Typer(help="Convert models of other programs.", no_args_is_help=True)
 
@@ -35,9 +43,12 @@ def sample(
     exclude: Exclude = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
+    coordinate_temperature: CoordinateTemperature = None,
 ) -> None:
     """Draw crystals from a model."""
-    settings = condition(space_groups, elements, exclude, temperature, top_p)
+    settings = condition(
+        space_groups, elements, exclude, temperature, top_p, coordinate_temperature
+    )
     from nucleate.samples import check_output, rows_of, write_samples
 
     if out is not None:

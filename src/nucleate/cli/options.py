@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,10 @@ Exclude = Annotated[
 Temperature = Annotated[
     float, typer.Option(help="Below 1: closer to the likeliest.", min=0.01, max=10.0)
 ]
+CoordinateTemperature = Annotated[
+    float | None,
+    typer.Option(help="The same for coordinates and lattice.", min=0.001, max=10.0),
+]
 TopP = Annotated[
     float, typer.Option(help="Keep the likeliest tokens of this probability.", min=0.01, max=1.0)
 ]
@@ -34,6 +38,7 @@ def condition(
     exclude: str | None,
     temperature: float,
     top_p: float,
+    coordinate_temperature: float | None,
 ) -> Recipe:
     """A recipe that says only what sampling is held to.
 
@@ -57,14 +62,14 @@ def condition(
             atomic_numbers(names(text))
         except RecipeError as error:
             raise RecipeError(f"{option}: {error.what}", error.why, error.fix) from error
-    document = Document("", "the options")
-    document.data = {
-        "budget": {"steps": 1},
-        "condition": {
-            "space_groups": groups or "training",
-            "elements": {"allow": names(elements) or None, "deny": names(exclude)},
-            "temperature": temperature,
-            "top_p": top_p,
-        },
+    held: dict[str, Any] = {
+        "space_groups": groups or "training",
+        "elements": {"allow": names(elements) or None, "deny": names(exclude)},
+        "temperature": temperature,
+        "top_p": top_p,
     }
+    if coordinate_temperature is not None:
+        held["coordinate_temperature"] = coordinate_temperature
+    document = Document("", "the options")
+    document.data = {"budget": {"steps": 1}, "condition": held}
     return parse(Recipe, document)

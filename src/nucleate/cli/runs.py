@@ -38,8 +38,17 @@ def verify(run: Run) -> None:
 
 def recipe(
     name: Annotated[str | None, typer.Argument(help="A built-in recipe, to print it.")] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Every key of a recipe: what it is, unit, default.")
+    ] = False,
 ) -> None:
     """List the built-in recipes, or print one to start your own from."""
+    if keys:
+        from nucleate.recipe import Recipe, describe
+
+        for entry in describe(Recipe):
+            console.result(f"{entry.key} = {entry.default}\n    {entry.text}")
+        return
     from nucleate.errors import InputError, did_you_mean
     from nucleate.recipe import built_in_recipes, load_recipe
 

@@ -144,7 +144,7 @@ class PublishedPolicy(WyckoffPolicy):
         most = network.config.max_sites
         wyckoff = torch.zeros(n, most, dtype=torch.int64, device=self.device)
         species, coords = torch.zeros_like(wyckoff), torch.zeros(n, most, 3, device=self.device)
-        log_prob = torch.zeros(n, device=self.device)
+        log_prob = torch.zeros(n, 2, device=self.device)  # discrete, continuous draws
         raw_lattice = torch.zeros(n, network.config.lattice_width, device=self.device)
         elements = torch.from_numpy(condition.elements).to(self.device)
         alive, decoding = torch.arange(n, device=self.device), network.start(space_group)
@@ -166,7 +166,7 @@ class PublishedPolicy(WyckoffPolicy):
             allowed = allowed.expand(len(alive), -1)
             kind = self._draw(logits, allowed, alive, log_prob, condition, generator)
             xyz, density = self._sample_coordinates(decoding, letter, kind, condition, generator)
-            log_prob[alive] += density
+            log_prob[alive, 1] += density
             wyckoff[alive, site], species[alive, site], coords[alive, site] = letter, kind, xyz
             n_atoms = n_atoms + self.tables.atoms[decoding.space_group, letter]
             decoding, previous = network.finish_site(decoding, letter, kind, xyz), letter
@@ -210,14 +210,15 @@ class PublishedPolicy(WyckoffPolicy):
     def _sample_lattice(
         self, drawn: dict[str, torch.Tensor], condition: Condition, generator: torch.Generator
     ) -> tuple[Tokens, WyckoffBatch, torch.Tensor]:
-        """Lattices; the batch with them and the whole log-probability."""
+        """Lattices; the batch with them and its (B, 2) log-probability."""
         space_group, temperature = drawn["space_group"], condition.coordinate_temperature
         free, raw = self._free_lattice(space_group), drawn["lattice"]
         drawn_parameters = sample_gaussian_mixture(
             raw, LATTICE_NUMBERS, generator, temperature=temperature
         )
         drawn_parameters = drawn_parameters * free
-        log_prob = drawn["log_prob"] + gaussian_mixture_log_prob(
+        log_prob = drawn["log_prob"]
+        log_prob[:, 1] += gaussian_mixture_log_prob(
             raw, drawn_parameters, free, temperature=temperature
         )
         n_sites = int((drawn["wyckoff"] > 0).sum(1).max())

@@ -273,15 +273,19 @@ class WyckoffPolicy:
         """Tensors of a rollout on the network's device."""
         return rollout.trace["tokens"].to(self.device)
 
-    @torch.no_grad()
     def log_prob(self, rollout: Rollout, *, batch_size: int = 64) -> torch.Tensor:
         """(B,) nats of a rollout under the current weights and the rollout's own condition."""
+        return self.log_prob_by_part(rollout, batch_size=batch_size).sum(1)
+
+    @torch.no_grad()
+    def log_prob_by_part(self, rollout: Rollout, *, batch_size: int = 64) -> torch.Tensor:
+        """The same in four parts, (B, 4); see ``PARTS``."""
         tokens, condition = self.tokens(rollout), rollout.trace["condition"]
-        result = torch.zeros(len(tokens), device=self.device)
+        result = torch.zeros(len(tokens), len(PARTS), device=self.device)
         was_training = self.network.training
         self.network.eval()
         for rows in buckets(tokens.n_sites, batch_size):
-            result[rows] = self.log_prob_parts(tokens.select(rows), condition).sum(1)
+            result[rows] = self.log_prob_parts(tokens.select(rows), condition)
         self.network.train(was_training)
         return result.cpu()
 
@@ -296,17 +300,22 @@ class WyckoffPolicy:
         drawn = self._sample_sites(space_group, condition, generator)
         tokens, batch, log_prob = self._sample_lattice(drawn, condition, generator)
         self.network.train(was_training)
-        return Rollout(batch, log_prob.cpu(), {"tokens": tokens.to("cpu"), "condition": condition})
+        log_prob = log_prob.cpu()
+        trace = {"tokens": tokens.to("cpu"), "condition": condition, "discrete": log_prob[:, 0]}
+        return Rollout(batch, log_prob.sum(1), trace)
 
     def _sample_sites(
         self, space_group: torch.Tensor, condition: Condition, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Sites of B crystals, the state at each one's stop and the log-probability so far."""
+        """Sites of B crystals, the state at each one's stop and the log-probability so far.
+
+        The last is (B, 2): of letters and species, and of coordinates.
+        """
         network, tables, n = self.network, self.tables, len(space_group)
         most = network.config.max_sites
         wyckoff = torch.zeros(n, most, dtype=torch.int64, device=self.device)
         species, coords = torch.zeros_like(wyckoff), torch.zeros(n, most, 3, device=self.device)
-        log_prob = torch.zeros(n, device=self.device)
+        log_prob = torch.zeros(n, 2, device=self.device)  # discrete, continuous draws
         stop = torch.zeros(n, network.config.width, device=self.device)
         stability = torch.full_like(space_group, condition.stability)
         elements = torch.from_numpy(condition.elements).to(self.device)
@@ -364,7 +373,7 @@ class WyckoffPolicy:
             logits, allowed, temperature=condition.temperature, top_p=condition.top_p
         )
         choice = categorical(log_probs, generator)
-        log_prob[alive] += log_probs.gather(1, choice.unsqueeze(1)).squeeze(1)
+        log_prob[alive, 0] += log_probs.gather(1, choice.unsqueeze(1)).squeeze(1)
         return choice
 
     def _draw_coordinates(
@@ -392,7 +401,7 @@ class WyckoffPolicy:
                     raw, generator, temperature=condition.coordinate_temperature
                 )
                 xyz[index, axis] = value
-                log_prob[alive[index]] += von_mises_log_prob(
+                log_prob[alive[index], 1] += von_mises_log_prob(
                     raw, value, temperature=condition.coordinate_temperature
                 )
         return torch.where(xyz >= 1.0, torch.zeros_like(xyz), xyz)
@@ -400,13 +409,14 @@ class WyckoffPolicy:
     def _sample_lattice(
         self, drawn: dict[str, torch.Tensor], condition: Condition, generator: torch.Generator
     ) -> tuple[Tokens, WyckoffBatch, torch.Tensor]:
-        """Shape, then scale; the batch with its lattices and the whole log-probability."""
+        """Shape, then scale; the batch with its lattices and its (B, 2) log-probability."""
         network, temperature = self.network, condition.coordinate_temperature
         stop, space_group = drawn["stop"], drawn["space_group"]
         free = self.tables.free_lattice[space_group]
         raw = network.shape_raw(stop)
         shape = sample_gaussian_mixture(raw, 5, generator, temperature=temperature) * free[:, 1:]
-        log_prob = drawn["log_prob"] + gaussian_mixture_log_prob(
+        log_prob = drawn["log_prob"]
+        log_prob[:, 1] += gaussian_mixture_log_prob(
             raw, shape, free[:, 1:], temperature=temperature
         )
         n_sites = int((drawn["wyckoff"] > 0).sum(1).max())
@@ -428,7 +438,7 @@ class WyckoffPolicy:
             tight,
         )
         scale = sample_gaussian_mixture(raw, 1, generator, temperature=temperature)
-        log_prob += gaussian_mixture_log_prob(
+        log_prob[:, 1] += gaussian_mixture_log_prob(
             raw, scale, torch.ones_like(free[:, :1]), temperature=temperature
         )
         parameters[:, lattice.SCALE] = (scale.squeeze(1) + tight).cpu().numpy()

@@ -1,0 +1,349 @@
+"""A run that was killed and resumed is the run that was not, and budgets are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nucleate.algorithms.loop import Loop
+from nucleate.objectives.objective import Objective, Term
+from nucleate.objectives.shaping import Linear
+from nucleate.properties.composition import Density
+from nucleate.properties.custom import CustomProperty
+from nucleate.recipe import Recipe
+from nucleate.store.rundir import RunDirectory
+from nucleate.structures.formulas import FormulaIndex
+from tiny import condition, tiny_policy
+
+HELD = condition(2, 62, 166, 221, max_atoms=16)
+BATCH, STEPS = 24, 6
+SHAPING = {"type": "linear", "low": 0.0, "high": 20.0}
+TERMS = [{"property": "density", "shaping": SHAPING}]
+
+
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    """Six steps of 24 crystals, with every option whose state must survive."""
+    algorithm = {
+        "ratio": "token",
+        "inner_steps": 2,
+        "minibatch": 10,
+        "learning_rate": 3e-3,
+        "kl_target": 0.5,
+        "novelty_bonus": 0.3,
+        "guard": {"action": "warn", "window": 2},
+    }
+    values: dict[str, Any] = {
+        "seed": 5,
+        "objective": {"terms": TERMS},
+        "budget": {"batch_size": BATCH, "steps": STEPS},
+        "output": {"checkpoint_every": 2, "tensorboard": False},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    values["algorithm"] = algorithm | values.get("algorithm", {})
+    return Recipe.model_validate(values)
+
+
+def make(run: RunDirectory, settings: Recipe, properties: dict[str, Any] | None = None) -> Loop:
+    """The loop of a run, from where it stands."""
+    objective = Objective.from_settings(
+        settings.objective, run.store(), properties=properties or {"density": Density()}
+    )
+    known = FormulaIndex(np.zeros(0, dtype=np.uint64))
+    loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, HELD, known, run)
+    loop.restore()
+    return loop
+
+
+def begin(folder: Path, settings: Recipe) -> RunDirectory:
+    """Create or open."""
+    if folder.exists():
+        return RunDirectory.open(folder)
+    return RunDirectory.create(folder.parent, folder.name, settings.model_dump(mode="json"))
+
+
+def run_here(folder: Path, settings: Recipe | None = None) -> tuple[Loop, str]:
+    """Run to the end in this process."""
+    settings = settings or recipe()
+    with begin(folder, settings) as run:
+        loop = make(run, settings)
+        reason = loop.run()
+        loop.objective.close()
+        return loop, reason
+
+
+KILLS = {
+    "before anything": ("sample", 0),
+    "after the first sampling": ("sample", 1),
+    "after sampling": ("sample", 4),
+    "after scoring, before the update": ("update", 3),
+    "after the update, before the record": ("record_step", 3),
+    "after the record, before the log": ("log", 2),
+    "in the middle of a line of the log": ("torn log", 4),
+    "after the log, before the checkpoint": ("checkpoint", 2),
+    "in the middle of writing the checkpoint": ("torn checkpoint", 1),
+    "before the checkpoint has its name": ("rename", 1),
+    "after the checkpoint, before the next step": ("prune", 1),
+    "after the last step, before its checkpoint": ("checkpoint", 3),
+    "twice": ("twice", 3),
+}
+
+DRIVER = """
+import json, os, sys
+sys.path[:0] = json.loads(os.environ["TEST_PATHS"])
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_loop as t
+from nucleate.algorithms.ppo import PPO
+from nucleate.policies.wyckoff import WyckoffPolicy
+from nucleate.store import checkpoint, rundir
+from nucleate.store.experience import ExperienceStore
+from nucleate.store.rundir import RunDirectory
+
+def die(*args, **options):
+    os.kill(os.getpid(), 9)
+
+def after(owner, name, calls, act=die):
+    '''Let a function be called some times, then die in its place.'''
+    original, count = getattr(owner, name), [0]
+    def wrapped(*args, **options):
+        count[0] += 1
+        return (act if count[0] > calls else original)(*args, **options)
+    setattr(owner, name, wrapped)
+
+def torn_log(run, step, metrics, **options):
+    with (run.path / "log.jsonl").open("a") as stream:
+        stream.write('{"step": %d, "rew' % step)
+    die()
+
+def torn_checkpoint(path, data):
+    path.write_bytes(data[: len(data) // 2])
+    die()
+
+def arm(point, n):
+    match point:
+        case "sample": after(WyckoffPolicy, "sample", n)
+        case "update" | "twice": after(PPO, "update", n)
+        case "record_step": after(ExperienceStore, "record_step", n)
+        case "log": after(RunDirectory, "log", n)
+        case "torn log": after(RunDirectory, "log", n, torn_log)
+        case "checkpoint": after(RunDirectory, "checkpoint", n - 1)
+        case "torn checkpoint": after(checkpoint, "write_durably", 2 * n + 1, torn_checkpoint)
+        case "rename": after(checkpoint, "fsync_directory", 2 * n)
+        case "prune": after(rundir, "prune_checkpoints", n)
+
+def child(folder, kill):
+    pid = os.fork()
+    if pid == 0:
+        if kill:
+            arm(*kill)
+        t.run_here(folder)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+root, results = Path(sys.argv[1]), {}
+for i, (name, kill) in enumerate(t.KILLS.items()):
+    folder = root / f"killed-{i}"
+    status = [child(folder, kill)]
+    if kill[0] == "twice":
+        status.append(child(folder, ("update", 1)))
+    status.append(child(folder, None))
+    results[name] = status
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    torch.set_num_threads(1)
+    _, reason = run_here(folder)
+    assert reason == f"{STEPS} steps done"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict[str, Path]:
+    """Runs killed with SIGKILL at each point, each resumed once; folders by name."""
+    root = tmp_path_factory.mktemp("killed")
+    (root / "driver.py").write_text(DRIVER)
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(root / "driver.py"), str(root)],
+        env=os.environ
+        | {
+            "TEST_PATHS": json.dumps([str(tests / "algorithms"), str(tests)]),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, status in json.loads(done.stdout.splitlines()[-1]).items():
+        assert status[:-1] == [9] * (len(status) - 1), (name, status, done.stderr)  # was killed
+        assert status[-1] == 0, (name, done.stderr)  # came to its end
+    return {name: root / f"killed-{i}" for i, name in enumerate(KILLS)}
+
+
+def contents(folder: Path) -> tuple[str, list[dict], list[dict], dict, set[str]]:
+    """What must not depend on how often a run was killed."""
+    timings = ("seconds_sampling", "seconds_scoring", "seconds_updating")
+    with RunDirectory.open(folder, read_only=True) as run:
+        assert run.verify() == []
+        log = [{k: v for k, v in row.items() if k not in timings} for row in run.read_log()]
+        with run.store(read_only=True) as store:
+            metrics = [
+                {k: v for k, v in row.items() if k not in timings} for row in store.metrics()
+            ]
+            digest = store.content_digest()
+        checkpoint = run.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.step == STEPS - 1
+    state = {k: v for k, v in checkpoint.state.items() if k != "seconds"}
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    return digest, metrics, log, state, names
+
+
+def equal(one: Any, two: Any) -> bool:
+    """Bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[k], two[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(two) and all(equal(a, b) for a, b in zip(one, two, strict=True))
+    return bool(one == two)
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_killed_and_resumed_equals_uninterrupted(whole, killed, name):
+    one, two = contents(whole), contents(killed[name])
+    assert two[0] == one[0]  # every crystal, evaluation and reward
+    assert [row["step"] for row in two[2]] == list(range(STEPS))
+    for left, right in zip(one[1], two[1], strict=True):
+        assert left == right
+    for left, right in zip(one[2], two[2], strict=True):
+        assert left == right
+    assert one[3].keys() == two[3].keys()
+    for part in one[3]:
+        assert equal(one[3][part], two[3][part]), part
+    assert one[4] == two[4]
+
+
+def test_a_run_learns_and_records_all_it_did(whole):
+    with RunDirectory.open(whole, read_only=True) as run, run.store(read_only=True) as store:
+        metrics, table = store.metrics(), store.crystals("density")
+        log = run.read_log()
+        checkpoint = run.latest_checkpoint()
+    assert len(table["digest"]) == STEPS * BATCH and len(metrics) == len(log) == STEPS
+    for step, row in enumerate(metrics):
+        mine = table["step"] == step
+        assert row["reward_mean"] == pytest.approx(table["reward"][mine].mean())
+        stages = ("sampled", "decodable", "valid", "scored", "stable", "new")
+        funnel = [row["funnel"][stage] for stage in stages]
+        assert funnel[0] == BATCH and funnel == sorted(funnel, reverse=True)
+        ok = np.array([status == "ok" for status in table["status"][mine]])
+        assert row["funnel"]["scored"] == ok.sum()
+        assert sum(row["failures"].values()) == BATCH - ok.sum()
+        for name in ("kl", "entropy", "clip_fraction", "gradient_norm", "evaluations"):
+            assert np.isfinite(row[name])
+    assert metrics[-1]["evaluations"] == len(
+        {d for d, s in zip(table["digest"], table["status"], strict=True) if s == "ok"}
+    )
+    before = tiny_policy(0).network.state_dict()
+    after = checkpoint.state["algorithm"]["network"]
+    assert not torch.equal(before["species_bias"], after["species_bias"])
+
+
+def test_resuming_a_finished_run_does_nothing(whole):
+    before = contents(whole)
+    loop, reason = run_here(whole)
+    assert loop.step == STEPS and reason == f"{STEPS} steps done"
+    assert contents(whole)[0] == before[0]
+
+
+@pytest.mark.parametrize("evaluations", [24, 47, 60, 100])
+def test_never_more_evaluations_than_asked_for(tmp_path, evaluations):
+    settings = recipe(budget={"steps": None, "evaluations": evaluations})
+    loop, reason = run_here(tmp_path / "run", settings)
+    with RunDirectory.open(tmp_path / "run", read_only=True) as run, run.store() as store:
+        spent = store.evaluations_spent("density")
+        sampled = len(store.crystals()["digest"])
+    assert spent <= evaluations < spent + BATCH
+    assert str(spent) in reason
+    assert sampled == loop.step * BATCH  # none is left half-way
+
+
+def test_time_is_a_budget(tmp_path):
+    settings = recipe(budget={"steps": None, "minutes": 1.0})
+    with begin(tmp_path / "run", settings) as run:
+        loop = make(run, settings)
+        loop.seconds = 59.999999
+        assert loop.run() == "1 minutes passed"
+        assert loop.step == 1
+        loop.objective.close()
+
+
+def test_the_guard_stops_the_run_for_good_or_holds_it_nearer_to_the_prior(tmp_path):
+    limits = {"window": 1, "min_sites": 1.0, "min_systems": 1.0, "min_entropy": 1.0}
+    for action in ("stop", "widen"):
+        settings = recipe(
+            algorithm={
+                "guard": {"action": action, **limits},
+                "kl_target": None,
+                "inner_steps": 1,
+                "learning_rate": 0.03,
+            },
+            budget={"steps": 12},
+        )
+        loop, reason = run_here(tmp_path / action, settings)
+        if action == "stop":
+            assert reason.startswith("collapse: ") and loop.step < 12
+            again, reason_again = run_here(tmp_path / action, settings)
+            assert (again.step, reason_again) == (loop.step, reason)
+        else:
+            assert loop.step == 12
+            assert loop.algorithm.kl_weight > settings.algorithm.kl_weight
+
+
+@pytest.mark.parametrize("wanted", ["auto", True, False])
+def test_tensorboard_as_the_recipe_says(tmp_path, wanted):
+    pytest.importorskip("tensorboard")
+    settings = recipe(output={"tensorboard": wanted}, budget={"steps": 1})
+    run_here(tmp_path / "run", settings)
+    assert (tmp_path / "run" / "tensorboard").exists() == (wanted is not False)
+
+
+def test_crystals_that_fail_cost_only_themselves(tmp_path):
+    """Half of them raise; the run goes on, counts them and keeps its numbers finite."""
+
+    def moody(structures):
+        if len(structures[0]) % 2:
+            raise RuntimeError("odd")
+        return [float(len(s)) for s in structures]
+
+    settings = recipe(budget={"steps": 2})
+    with begin(tmp_path / "run", settings) as run:
+        loop = make(run, settings)
+        shaping = Linear(type="linear", low=0, high=20)
+        prop = CustomProperty(moody, key="moody")
+        loop.objective = Objective([Term(prop, shaping)], "mean", -5.0, loop.objective.store)
+        loop.run()
+        metrics = loop.store.metrics()
+        loop.objective.close()
+    for row in metrics:
+        assert any("failed" in reason for reason in row["failures"])
+        assert np.isfinite(row["reward_mean"]) and np.isfinite(row["kl"])
+    assert all(w.isfinite().all() for w in loop.policy.network.parameters())
