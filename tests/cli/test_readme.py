@@ -37,8 +37,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_command_is_understood(line: str) -> None:
     command = typer.main.get_command(app)
-    arguments = shlex.split(line)[1:]
-    context = None
+    arguments = shlex.split(line, comments=True)[1:]
     name = "nucleate"
     while hasattr(command, "commands"):
         assert arguments[0] in command.commands, line
