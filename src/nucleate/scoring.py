@@ -39,6 +39,12 @@ def read_all(sources: Sequence[str | Path]) -> Iterator[Record]:
     """
     for source in sources:
         source_files(source)  # a mistyped name is found before any work
+        if (Path(source) / "meta.json").is_file():
+            raise InputError(
+                f"{source} holds prepared tokens, not files of crystals.",
+                "They were made for training, and for --reference.",
+                "Name the files that they were prepared from.",
+            )
     if len(sources) == 1:
         yield from read(sources[0])
         return

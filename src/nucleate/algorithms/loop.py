@@ -2,9 +2,8 @@
 
 Scoring runs in other processes while this one samples the next batch and updates the policy: batch
 k + 1 is drawn, by the policy that batches up to k - 1 have made, before the scores of batch k are
-awaited. Its log-probability is that of the policy that drew it, so the ratios of the update stay
-exact. The order of events does not depend on how long anything takes, so a run that was killed
-and resumed equals one that was not.
+awaited, so every batch is one update old when it is learnt from. The order of events does not
+depend on how long anything takes, so a run that was killed and resumed equals one that was not.
 """
 
 from __future__ import annotations
@@ -140,7 +139,6 @@ class Loop:
     def _sample_and_submit(self, step: int) -> _Submitted:
         started = time.monotonic()
         rollout = self.policy.sample(self.recipe.budget.batch_size, self.condition, self.generator)
-        rollout = self.algorithm.remember(rollout)
         return self._submit(rollout, step, time.monotonic() - started)
 
     def _submit(self, rollout: Rollout, step: int, seconds: float) -> _Submitted:

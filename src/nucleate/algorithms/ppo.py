@@ -6,9 +6,12 @@ Maximises E[r(x) - tau ln(p(x) / p_prior(x))] over whole crystals (arXiv:2504.02
 R(x) = r(x) - tau ln(p(x) / p_prior(x)), and b_k = 0.95 b_(k-1) + 0.05 mean(R) (eqs. S1-S3); the
 objective is the clipped surrogate over the whole batch, one ratio for each crystal.
 
-``form: default`` differs in this: the KL gradient is taken outside the clipped surrogate, so that
-clipping a crystal's ratio never releases it from the prior. With a score-function estimate,
-grad KL(p || p_prior) = E[(ln p/p_prior - mean) grad ln p].
+``form: default`` differs in two things. Ratios start from the policy at the beginning of the
+update rather than from the one that drew the batch, which is an update older when scoring overlaps
+with sampling: the clip then bounds how far an update moves (Hilton et al., arXiv:2110.00641), and
+no crystal is out of bounds from the start. And the KL gradient is taken outside the
+clipped surrogate, so that clipping a crystal's ratio never releases it from the prior. With a
+score-function estimate, grad KL(p || p_prior) = E[(ln p/p_prior - mean) grad ln p].
 
 ``continuous_weight`` says how much coordinates and lattices count in the ratio and in the KL
 divergence. At 0 only letters and species are reinforced: which atoms on which positions is what
@@ -159,11 +162,12 @@ class PPO:
         if settings.ratio == "token" and "draws" not in rollout.trace:
             rollout = self.remember(rollout)
         tokens = self.policy.tokens(rollout)
-        drawn_log_prob = self._weighted(
-            torch.stack(
-                [rollout.trace["discrete"], rollout.log_prob - rollout.trace["discrete"]], dim=1
-            )
-        )
+        if settings.form == "published":
+            discrete = rollout.trace["discrete"]
+            parts = torch.stack([discrete, rollout.log_prob - discrete], dim=1)
+        else:
+            parts = self.policy.log_prob_by_part(rollout)
+        drawn_log_prob = self._weighted(parts)
         prior_parts = self.prior.log_prob_by_part(rollout)
         prior_log_prob = self._weighted(prior_parts)
         divergence = drawn_log_prob - prior_log_prob

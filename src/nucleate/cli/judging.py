@@ -77,11 +77,11 @@ def score(
 
 def _show_scores(rows: list[dict[str, Any]], name: str) -> None:
     unit = f" / {rows[0]['unit']}" if rows[0]["unit"] else ""
-    shown = console.table(("source", "formula", f">{name}{unit}", "status", "reason"))
+    shown = console.table(("source", "formula", f">{name}{unit}", "status"))
     for row in rows[:MOST_SHOWN]:
         value = row[name]
         text = "" if math.isnan(value) else f"{value:.4g}" if name == "density" else f"{value:.4f}"
-        cells = (str(row["source"]), row["formula"], text, row["status"], row["reason"])
+        cells = (str(row["source"]), row["formula"], text, row["status"])
         shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
     console.out().print(shown)
     if len(rows) > MOST_SHOWN:

@@ -173,6 +173,7 @@ class TuningProgress(_Display):
     def render(self) -> RenderableType:
         """Numbers, the course of the reward, and the best crystals of the last step."""
         from rich.console import Group
+        from rich.padding import Padding
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.text import Text
@@ -183,8 +184,8 @@ class TuningProgress(_Display):
         m = self.last
         head = Text.assemble(
             (f"step {m['step'] + 1}", "bold"),
-            f"   evaluations {self._evaluations(m)}   {self._cost()}   ",
-            (f"{passed} passed, {self._left(m)} left", "dim"),
+            f"   evaluations {self._evaluations(m)}   {self._cost()}\n",
+            (f"{passed} passed, tuning takes {self._left(m)} more", "dim"),
         )
         kl = m.get("kl")
         numbers = Text.assemble(
@@ -201,7 +202,8 @@ class TuningProgress(_Display):
         return Panel(
             Group(
                 head,
-                ProgressBar(total=1.0, completed=max(0.0, self._fraction(m)), width=74),
+                # a bar ends without a new line, which the padding adds
+                Padding(ProgressBar(total=1.0, completed=max(0.0, self._fraction(m)), width=74), 0),
                 numbers,
                 Text(f"reward {sparkline(self.rewards)}", style="cyan"),
                 shown,
@@ -281,6 +283,7 @@ class TrainingProgress(_Display):
     def render(self) -> RenderableType:
         """Step, loss, speed, time left, and the course of the loss."""
         from rich.console import Group
+        from rich.padding import Padding
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.text import Text
@@ -290,7 +293,7 @@ class TrainingProgress(_Display):
         return Panel(
             Group(
                 Text(self._line()),
-                ProgressBar(total=self.total, completed=self.last["step"], width=90),
+                Padding(ProgressBar(total=self.total, completed=self.last["step"], width=90), 0),
                 Text(f"loss {sparkline(self.losses, 80)}", style="cyan"),
             ),
             title="nucleate pretrain",
