@@ -152,7 +152,7 @@ def sample_plainly(
     group = condition.draw_space_groups(n, generator)
     wyckoff = torch.zeros(n, ROWS, dtype=torch.int64)
     species, coords = torch.zeros_like(wyckoff), torch.zeros(n, ROWS, 3)
-    log_prob, n_atoms = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
+    log_prob, n_atoms = torch.zeros(n, 2), torch.zeros(n, dtype=torch.int64)
     previous, running = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
     elements = torch.from_numpy(condition.elements)
     only_none = torch.arange(len(elements)) == 0
@@ -165,7 +165,7 @@ def sample_plainly(
             logits, allowed, temperature=condition.temperature, top_p=condition.top_p
         )
         choice = categorical(density, generator)
-        log_prob.add_(density.gather(1, choice[:, None]).squeeze(1))
+        log_prob[:, 0] += density.gather(1, choice[:, None]).squeeze(1)
         return choice
 
     for site in range(ROWS):
@@ -188,11 +188,10 @@ def sample_plainly(
             xyz[:, axis] = torch.where(running & (tied < 1.0), tied, 0.0)
             row = free[:, axis].nonzero().squeeze(1)
             raw = output[row, first + 1 + axis, : 3 * network.config.coordinate_components]
-            value = sample_von_mises(raw, generator, temperature=condition.temperature)
+            sharpness = condition.coordinate_temperature
+            value = sample_von_mises(raw, generator, temperature=sharpness)
             xyz[row, axis] = torch.where(value >= 1.0, 0.0, value)
-            log_prob[row] += von_mises_log_prob(
-                raw, xyz[row, axis], temperature=condition.temperature
-            )
+            log_prob[row, 1] += von_mises_log_prob(raw, xyz[row, axis], temperature=sharpness)
         previous = letter
         n_atoms = n_atoms + tables.atoms[group, letter]
     stop = output[torch.arange(n), 5 * (wyckoff > 0).sum(1), len(elements) :]
@@ -205,4 +204,4 @@ def sample_plainly(
         "log_prob": log_prob,
     }
     tokens, batch, log_prob = policy._sample_lattice(drawn, condition, generator)
-    return Rollout(batch, log_prob, {"tokens": tokens, "condition": condition})
+    return Rollout(batch, log_prob.sum(1), {"tokens": tokens, "condition": condition})

@@ -82,7 +82,7 @@ class ConditionSettings(Settings):
         1.0, description="divides the logits of letters and species", gt=0, le=10
     )
     coordinate_temperature: float = option(
-        0.3,
+        0.1,
         description="widens draws of coordinates and lattice; 1 is the model's own",
         gt=0,
         le=10,

@@ -24,17 +24,17 @@ from nucleate.structures.formulas import FormulaIndex
 from tiny import condition, tiny_policy
 
 HELD = condition(2, 62, 166, 221, max_atoms=16)
-BATCH, STEPS = 24, 6
+BATCH, STEPS = 16, 5
 SHAPING = {"type": "linear", "low": 0.0, "high": 20.0}
 TERMS = [{"property": "density", "shaping": SHAPING}]
 
 
 def recipe(**sections: dict[str, Any]) -> Recipe:
-    """Six steps of 24 crystals, with every option whose state must survive."""
+    """Five steps of 16 crystals, with every option whose state must survive."""
     algorithm = {
         "ratio": "token",
         "inner_steps": 2,
-        "minibatch": 10,
+        "minibatch": 8,
         "learning_rate": 3e-3,
         "kl_target": 0.5,
         "novelty_bonus": 0.3,
@@ -151,6 +151,7 @@ def child(folder, kill):
     return os.waitpid(pid, 0)[1]
 
 root, results = Path(sys.argv[1]), {}
+results["whole"] = [child(root / "whole", None)]
 for i, (name, kill) in enumerate(t.KILLS.items()):
     folder = root / f"killed-{i}"
     status = [child(folder, kill)]
@@ -163,18 +164,8 @@ print(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    torch.set_num_threads(1)
-    _, reason = run_here(folder)
-    assert reason == f"{STEPS} steps done"
-    return folder
-
-
-@pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> dict[str, Path]:
-    """Runs killed with SIGKILL at each point, each resumed once; folders by name."""
+    """A run that nothing stopped, and one killed with SIGKILL at each point and then resumed."""
     root = tmp_path_factory.mktemp("killed")
     (root / "driver.py").write_text(DRIVER)
     tests = Path(__file__).parents[1]
@@ -193,7 +184,13 @@ def killed(tmp_path_factory) -> dict[str, Path]:
     for name, status in json.loads(done.stdout.splitlines()[-1]).items():
         assert status[:-1] == [9] * (len(status) - 1), (name, status, done.stderr)  # was killed
         assert status[-1] == 0, (name, done.stderr)  # came to its end
-    return {name: root / f"killed-{i}" for i, name in enumerate(KILLS)}
+    return {"whole": root / "whole"} | {n: root / f"killed-{i}" for i, n in enumerate(KILLS)}
+
+
+@pytest.fixture(scope="module")
+def whole(killed) -> Path:
+    """The folder of the run that nothing stopped."""
+    return killed["whole"]
 
 
 def contents(folder: Path) -> tuple[str, list[dict], list[dict], dict, set[str]]:
@@ -274,7 +271,7 @@ def test_resuming_a_finished_run_does_nothing(whole):
     assert contents(whole)[0] == before[0]
 
 
-@pytest.mark.parametrize("evaluations", [24, 47, 60, 100])
+@pytest.mark.parametrize("evaluations", [16, 31, 50])
 def test_never_more_evaluations_than_asked_for(tmp_path, evaluations):
     settings = recipe(budget={"steps": None, "evaluations": evaluations})
     loop, reason = run_here(tmp_path / "run", settings)

@@ -34,7 +34,7 @@ from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 STABILITY = "e_above_hull"
-DRAWS = ("discrete", "draws", "n_draws")  # of a rollout's trace, beside tokens and condition
+DRAWS = ("discrete",)  # of a rollout's trace, beside tokens and condition
 
 logger = logging.getLogger(__name__)
 

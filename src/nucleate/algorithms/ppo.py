@@ -9,9 +9,10 @@ objective is the clipped surrogate over the whole batch, one ratio for each crys
 ``form: default`` differs in two things. Ratios start from the policy at the beginning of the
 update rather than from the one that drew the batch, which is an update older when scoring overlaps
 with sampling: the clip then bounds how far an update moves (Hilton et al., arXiv:2110.00641), and
-no crystal is out of bounds from the start. And the KL gradient is taken outside the
-clipped surrogate, so that clipping a crystal's ratio never releases it from the prior. With a
-score-function estimate, grad KL(p || p_prior) = E[(ln p/p_prior - mean) grad ln p].
+no crystal is out of bounds from the start. Ratios of single tokens do so in both forms. And the KL
+gradient is taken outside the clipped surrogate, so that clipping a crystal's ratio never releases
+it from the prior. With a score-function estimate,
+grad KL(p || p_prior) = E[(ln p/p_prior - mean) grad ln p].
 
 ``continuous_weight`` says how much coordinates and lattices count in the ratio and in the KL
 divergence. At 0 only letters and species are reinforced: which atoms on which positions is what
@@ -24,7 +25,7 @@ token, an adaptive tau, a reward for entropy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -123,28 +124,6 @@ class PPO:
 
     # one update ---------------------------------------------------------------------------
 
-    def remember(self, rollout: Rollout) -> Rollout:
-        """Keep what the policy that has just drawn a rollout gives every single draw.
-
-        Only a ratio for each token needs it; for one ratio a crystal the rollout stays as it is.
-        """
-        if self.settings.ratio != "token":
-            return rollout
-        tokens, condition = self.policy.tokens(rollout), rollout.trace["condition"]
-        values: list[torch.Tensor] = [torch.zeros(0)] * len(rollout)
-        with torch.no_grad():
-            for rows in buckets(tokens.n_sites, MICRO_BATCH):
-                draws = self.policy.log_prob_draws(tokens.select(rows), condition)
-                order, counts = _by_crystal(draws)
-                pieces = draws.value[order].split(counts.tolist())
-                for row, piece in zip(rows.tolist(), pieces, strict=True):
-                    values[row] = piece
-        kept = {
-            "draws": torch.cat(values).cpu(),
-            "n_draws": torch.tensor([len(piece) for piece in values]),
-        }
-        return replace(rollout, trace={**rollout.trace, **kept})
-
     def update(
         self, rollout: Rollout, reward: np.ndarray, generator: torch.Generator
     ) -> dict[str, float]:
@@ -159,8 +138,6 @@ class PPO:
             Metrics of the step, log-probabilities in nats a crystal.
         """
         settings, condition = self.settings, rollout.trace["condition"]
-        if settings.ratio == "token" and "draws" not in rollout.trace:
-            rollout = self.remember(rollout)
         tokens = self.policy.tokens(rollout)
         if settings.form == "published":
             discrete = rollout.trace["discrete"]
@@ -190,8 +167,7 @@ class PPO:
             divergence.mean(),
             self.kl_weight / scale,
             (self.kl_weight + settings.entropy_weight) / scale,
-            rollout.trace.get("draws"),
-            rollout.trace.get("n_draws"),
+            self._draws(tokens, condition) if settings.ratio == "token" else (),
         )
         size = settings.minibatch or len(reward)
         totals: dict[str, float] = {"clip_fraction": 0.0, "gradient_norm": 0.0, "updates": 0.0}
@@ -215,6 +191,18 @@ class PPO:
             "clip_fraction": totals["clip_fraction"] / totals["updates"],
             "gradient_norm": totals["gradient_norm"] / totals["updates"],
         }
+
+    @torch.no_grad()
+    def _draws(self, tokens: Tokens, condition: Any) -> tuple[torch.Tensor, ...]:
+        """Log-probabilities of the single draws of each crystal under the policy as it is."""
+        values = [torch.zeros(0)] * len(tokens)
+        for rows in buckets(tokens.n_sites, MICRO_BATCH):
+            draws = self.policy.log_prob_draws(tokens.select(rows), condition)
+            order, counts = _by_crystal(draws)
+            pieces = draws.value[order].split(counts.tolist())
+            for row, piece in zip(rows.tolist(), pieces, strict=True):
+                values[row] = piece
+        return tuple(values)
 
     def _weighted(self, parts: torch.Tensor) -> torch.Tensor:
         """(B,) log-probability with coordinates and lattice at their weight.
@@ -261,7 +249,8 @@ class PPO:
         else:
             order, _ = _by_crystal(draws)
             row = draws.row[order]
-            ratio = torch.exp((draws.value[order] - batch.old_draws(index)).clamp(-20, 20))
+            before = torch.cat([batch.draws[i] for i in index.tolist()])
+            ratio = torch.exp((draws.value[order] - before).clamp(-20, 20))
             each = advantage[row]
             bounded = ratio.clamp(1 - epsilon, 1 + epsilon)
             weight = torch.where(draws.part[order] < 2, 1.0, self.settings.continuous_weight)
@@ -316,14 +305,7 @@ class _Batch:
     mean_divergence: torch.Tensor
     kl_weight: float
     log_prob_weight: float
-    draws: torch.Tensor | None
-    n_draws: torch.Tensor | None
-
-    def old_draws(self, index: torch.Tensor) -> torch.Tensor:
-        """Single draws of the crystals ``index`` under the policy that drew them, nats."""
-        assert self.draws is not None and self.n_draws is not None
-        pieces = self.draws.split(self.n_draws.tolist())
-        return torch.cat([pieces[i] for i in index.tolist()]).to(self.drawn_log_prob.device)
+    draws: tuple[torch.Tensor, ...]
 
 
 def _by_crystal(draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
