@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nucleate.algorithms.loop import STABILITY, Loop
+from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.errors import CheckpointError, MissingDependencyError, RecipeError
 from nucleate.evaluation import compare as comparison
@@ -32,7 +32,7 @@ from nucleate.evaluation.summary import Evaluation, EvaluationSettings
 from nucleate.evaluation.sun import KnownCrystals, evaluate_crystals
 from nucleate.execution.local import PooledPotential, ProcessPool
 from nucleate.objectives.objective import Objective
-from nucleate.policies.checkpoint import WEIGHTS, load_policy, resolve, save_policy
+from nucleate.policies.checkpoint import SHIPPED, WEIGHTS, load_policy, resolve, save_policy
 from nucleate.policies.condition import Condition
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull
@@ -246,6 +246,9 @@ def tune(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     folder = _check_supported(recipe)
+    if recipe.model.checkpoint not in SHIPPED:  # a run may be resumed from elsewhere
+        model = recipe.model.model_copy(update={"checkpoint": str(folder.resolve())})
+        recipe = recipe.model_copy(update={"model": model})
     run = RunDirectory.create(
         recipe.output.directory,
         recipe.output.name or recipe.name,
@@ -312,9 +315,6 @@ def _check_supported(recipe: Recipe) -> Path:
             "output.tensorboard is true, but TensorBoard is not installed",
             fix='pip install "nucleate[track]", or set output.tensorboard to auto',
         )
-    for term in recipe.objective.terms:
-        if term.property == STABILITY and term.settings.get("relax") and recipe.workers == 1:
-            logger.info("relaxation on one worker is slow")
     return folder
 
 
