@@ -64,11 +64,14 @@ def test_the_whole_job(model, tmp_path):
     for name in ("base-1", "tuned-1"):
         table = pd.read_csv(path / "evaluation" / f"{name}.csv")
         assert len(table) == 10
+        judged = table["score_status"] == "ok"
+        assert judged.any() and table["e_above_hull"][judged].notna().all()
         summary = json.loads((path / "evaluation" / f"{name}.json").read_text())
         assert "chgnet" in json.dumps(summary)
     results = pd.read_csv(path / "evaluation" / "results.csv")
     assert len(results) and (path / "evaluation" / "results.md").read_text()
-    assert (path / "crystals").is_dir()
+    assert list((path / "crystals" / "cif").glob("*.cif"))
+    assert (path / "crystals" / "crystals.extxyz").is_file()
     # the tuned model loads and is another one; its base is named
     tuned = load_policy(path / "model")
     base = load_policy(model)

@@ -29,7 +29,12 @@ def ppo(policy: WyckoffPolicy, *, move: float = 0.0, **settings: object) -> PPO:
 
     def record() -> None:
         made.gradients.append(  # type: ignore[attr-defined]
-            torch.cat([p.grad.flatten() for p in made.policy.network.parameters()])
+            torch.cat(
+                [
+                    torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+                    for p in made.policy.network.parameters()
+                ]
+            )
         )
         if move and len(made.gradients) == 1:  # type: ignore[attr-defined]
             _push(policy, move)
@@ -156,7 +161,7 @@ def test_continuous_draws_count_by_their_weight(rollout, reward, weight, ratio):
     if weight == 0:
         heads = ("coordinate_", "shape_", "scale_", "contact_")
         silent = [
-            not weight.grad.any()
+            weight.grad is None or not weight.grad.any()
             for name, weight in policy.network.named_parameters()
             if name.startswith(heads)
         ]

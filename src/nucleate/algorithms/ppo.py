@@ -197,7 +197,9 @@ class PPO:
         """Log-probabilities of the single draws of each crystal under the policy as it is."""
         values = [torch.zeros(0)] * len(tokens)
         for rows in buckets(tokens.n_sites, MICRO_BATCH):
-            draws = self.policy.log_prob_draws(tokens.select(rows), condition)
+            draws = self.policy.log_prob_draws(
+                tokens.select(rows), condition, continuous=self.settings.continuous_weight > 0
+            )
             order, counts = _by_crystal(draws)
             pieces = draws.value[order].split(counts.tolist())
             for row, piece in zip(rows.tolist(), pieces, strict=True):
@@ -220,7 +222,11 @@ class PPO:
         clipped = 0.0
         for part in buckets(batch.tokens.n_sites[rows], MICRO_BATCH):
             index = rows[part]
-            draws = self.policy.log_prob_draws(batch.tokens.select(index), condition)
+            draws = self.policy.log_prob_draws(
+                batch.tokens.select(index),
+                condition,
+                continuous=self.settings.continuous_weight > 0,
+            )
             surrogate, outside = self._surrogate(batch, index, draws)
             (-surrogate.sum() / len(rows)).backward()
             clipped += float(outside)

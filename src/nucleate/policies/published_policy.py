@@ -68,12 +68,15 @@ class PublishedPolicy(WyckoffPolicy):
 
     # scoring ------------------------------------------------------------------------------
 
-    def log_prob_draws(self, tokens: Tokens, condition: Condition) -> Draws:
+    def log_prob_draws(
+        self, tokens: Tokens, condition: Condition, *, continuous: bool = True
+    ) -> Draws:
         """Log-probability of every single draw of B crystals, differentiable.
 
         Args:
             tokens: B crystals on the network's device; rows may be padded.
             condition: what was fixed when they were drawn.
+            continuous: False leaves coordinates and lattice out.
         """
         group, temperature = tokens.space_group, condition.coordinate_temperature
         heads = self.network.teacher_forced(
@@ -85,14 +88,15 @@ class PublishedPolicy(WyckoffPolicy):
         elements = torch.from_numpy(condition.elements).to(self.device).expand(len(row), -1)
         logits = heads.species_logits[row, site]
         draws.append((self._chosen(logits, elements, species, condition), row))
-        free = self.tables.free[group[row], letter]
-        raw, value = heads.coordinates[row, site][free], tokens.frac_coords[row, site][free]
-        density = von_mises_log_prob(raw, value, temperature=temperature)
-        draws.append((density, row[:, None].expand(-1, 3)[free]))
-        density = gaussian_mixture_log_prob(
-            heads.lattice, tokens.parameters, self._free_lattice(group), temperature=temperature
-        )
-        draws.append((density, torch.arange(len(tokens), device=self.device)))
+        if continuous:
+            free = self.tables.free[group[row], letter]
+            raw, value = heads.coordinates[row, site][free], tokens.frac_coords[row, site][free]
+            density = von_mises_log_prob(raw, value, temperature=temperature)
+            draws.append((density, row[:, None].expand(-1, 3)[free]))
+            density = gaussian_mixture_log_prob(
+                heads.lattice, tokens.parameters, self._free_lattice(group), temperature=temperature
+            )
+            draws.append((density, torch.arange(len(tokens), device=self.device)))
         return Draws(
             torch.cat([value for value, _ in draws]),
             torch.cat([row for _, row in draws]),

@@ -157,14 +157,17 @@ class WyckoffPolicy:
 
     # scoring ------------------------------------------------------------------------------
 
-    def log_prob_draws(self, tokens: Tokens, condition: Condition) -> Draws:
+    def log_prob_draws(
+        self, tokens: Tokens, condition: Condition, *, continuous: bool = True
+    ) -> Draws:
         """Log-probability of every single draw of B crystals, differentiable.
 
         Args:
             tokens: B crystals on the network's device; rows may be padded.
             condition: what was fixed when they were drawn.
+            continuous: False leaves coordinates and lattice out, and their cost.
         """
-        network, tables = self.network, self.tables
+        network = self.network
         states, positions = network.trunk(
             tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species, tokens.frac_coords
         )
@@ -179,27 +182,40 @@ class WyckoffPolicy:
         elements = torch.from_numpy(condition.elements).to(self.device).expand(len(row), -1)
         logits = network.species_logits(state, position)
         draws.append((self._chosen(logits, elements, species, condition), row))
-        # free coordinates
-        drawn = network.drawn_state(state, position, species)
-        coords = tokens.frac_coords[row, site]
-        free = tables.free[tokens.space_group[row], letter]
-        by_axis = []
-        for axis in range(3):
-            index = free[:, axis].nonzero().squeeze(1)
-            raw = network.coordinate_raw(axis, drawn[index], coords[index])
-            density = von_mises_log_prob(
-                raw, coords[index, axis], temperature=condition.coordinate_temperature
-            )
-            by_axis.append((density, row[index]))
-        draws.append((torch.cat([d for d, _ in by_axis]), torch.cat([r for _, r in by_axis])))
-        stop = states[rows, present.sum(1)]
-        draws.append((self._lattice_log_prob(tokens, stop, condition), rows))
+        if continuous:
+            drawn = network.drawn_state(state, position, species)
+            draws.append(self._coordinate_draws(tokens, drawn, row, site, condition))
+            stop = states[rows, present.sum(1)]
+            draws.append((self._lattice_log_prob(tokens, stop, condition), rows))
         return Draws(
             torch.cat([value for value, _ in draws]),
             torch.cat([row for _, row in draws]),
             torch.cat([torch.full_like(row, part) for part, (_, row) in enumerate(draws)]),
             len(tokens),
         )
+
+    def _coordinate_draws(
+        self,
+        tokens: Tokens,
+        drawn: torch.Tensor,
+        row: torch.Tensor,
+        site: torch.Tensor,
+        condition: Condition,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Free coordinates of the sites (row, site) whose drawn states are (N, width)."""
+        coords = tokens.frac_coords[row, site]
+        free = self.tables.free[tokens.space_group[row], tokens.wyckoff[row, site]]
+        densities, rows = [], []
+        for axis in range(3):
+            index = free[:, axis].nonzero().squeeze(1)
+            raw = self.network.coordinate_raw(axis, drawn[index], coords[index])
+            densities.append(
+                von_mises_log_prob(
+                    raw, coords[index, axis], temperature=condition.coordinate_temperature
+                )
+            )
+            rows.append(row[index])
+        return torch.cat(densities), torch.cat(rows)
 
     def log_prob_parts(self, tokens: Tokens, condition: Condition) -> torch.Tensor:
         """Log-probability of crystals in four parts, differentiable.
