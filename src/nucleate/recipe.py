@@ -104,7 +104,7 @@ class ConditionSettings(Settings):
 
 
 class GuardSettings(Settings):
-    """When the policy counts as collapsing, measured against the first step."""
+    """When the policy counts as collapsing, measured against the first window of steps."""
 
     action: Literal["stop", "widen", "warn", "off"] = option(
         "stop", description="stop the run, raise the KL weight, only say so, or don't look"
@@ -119,7 +119,7 @@ class GuardSettings(Settings):
         0.75, description="mean sites of a crystal, fraction of the start", ge=0, le=1
     )
     min_atoms: float = option(
-        0.75, description="mean atoms of a conventional cell, fraction of the start", ge=0, le=1
+        0.75, description="mean atoms of a primitive cell, fraction of the start", ge=0, le=1
     )
     min_entropy: float = option(
         0.5, description="entropy of the element distribution, fraction of the start", ge=0, le=1

@@ -202,6 +202,8 @@ class Loop:
             best = np.argsort(-reward, kind="stable")[:3]
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
+        if not result.ok.any():
+            return f"no crystal of step {self.step} could be scored: {next(iter(result.counts))}"
         return self._judge(self.guard(measured))
 
     def _judge(self, collapsed: str) -> str:
