@@ -125,7 +125,7 @@ def stopped(process: subprocess.Popen[str], log: Path, lines: int, number: int) 
         time.sleep(0.1)
     if process.poll() is None:
         os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     return said
 
 
