@@ -125,14 +125,22 @@ def stopped(process: subprocess.Popen[str], log: Path, lines: int, number: int) 
         time.sleep(0.1)
     if process.poll() is None:
         os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=600)
+    _, said = process.communicate(timeout=240)
     return said
 
 
 def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a terminal or batch system would start it."""
+    """A command in a process group of its own, as a terminal or batch system would start it.
+
+    Tests may themselves run where SIGINT is ignored (a shell's background job), and children
+    inherit that; a terminal's child does not.
+    """
     source = str(Path(nucleate_package.__file__).parents[1])
-    code = "if __name__ == '__main__': from nucleate.cli.main import run; run()"
+    code = (
+        "if __name__ == '__main__':\n"
+        "    import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    from nucleate.cli.main import run; run()"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=folder,
