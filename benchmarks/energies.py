@@ -1,6 +1,6 @@
 """CHGNet energies: the package's ``predict_structure``, one crystal at a time, against ours.
 
-    python benchmarks/energies.py [CRYSTALS.parquet] [--number 200]
+    python benchmarks/energies.py --crystals CRYSTALS.parquet [--number 200]
 
 The same crystals, one thread, processor time. The energies must agree to 1e-5 eV/atom, or the
 script fails. Printed first: the package asked for the energy only (``task="e"``), in batches of
@@ -26,14 +26,13 @@ import torch
 from chgnet.model import CHGNet
 from pymatgen.core import Lattice, Structure
 
+from arguments import existing
 from nucleate.physics.chgnet import ChgnetPotential
 from nucleate.protocols import PotentialResult
 
-SHARED = Path(os.environ.get("NUCLEATE_SHARED", Path(__file__).parents[2] / "shared"))
-
 
 def crystals(path: Path, number: int) -> list[Structure]:
-    """A fixed random choice of real crystals (columns lattice, numbers, frac_coords)."""
+    """A fixed random choice of a table's crystals of ordinary density."""
     table = pd.read_parquet(path)
     table = table[table["vol_per_atom"] < 60].sample(number, random_state=0)
     return [
@@ -58,11 +57,16 @@ def milliseconds(work: Callable[[], object], number: int, repeats: int = 1) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", nargs="?", type=Path, default=SHARED / "data/crystals/val.parquet")
+    parser.add_argument(
+        "--crystals",
+        type=existing,
+        required=True,
+        help="parquet with lattice, numbers, frac_coords, vol_per_atom",
+    )
     parser.add_argument("--number", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    structures = crystals(options.path, options.number)
+    structures = crystals(options.crystals, options.number)
     n = len(structures)
     with contextlib.redirect_stdout(io.StringIO()):
         package = CHGNet.load(use_device="cpu")

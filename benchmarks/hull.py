@@ -3,6 +3,8 @@
 Both get the same reference phases and compositions and run on one thread. pymatgen's part is
 given the phases of each chemical system (finding them is not timed); ours starts from formulas'
 compositions with nothing cached. Times are CPU seconds of this process.
+
+    python benchmarks/hull.py --crystals CRYSTALS.parquet
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import pandas as pd
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
+from arguments import existing
 from nucleate.physics.hull import Hull
 
 TOLERANCE = 1e-6  # eV/atom
@@ -65,7 +68,7 @@ def by_pymatgen(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--crystals", type=Path, default=Path("../shared/data/crystals/val.parquet")
+        "--crystals", type=existing, required=True, help="parquet with a column formula"
     )
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

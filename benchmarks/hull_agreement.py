@@ -1,5 +1,7 @@
 """Energies above the shipped hulls against labels from density-functional theory.
 
+    python benchmarks/hull_agreement.py --crystals CRYSTALS.parquet
+
 Every crystal of a table with a column ``e_hull`` (eV/atom) gets its energy from the default
 potential, unrelaxed, and its energy above each shipped hull. Printed for each hull: bias, mean
 absolute error, and how often both sides agree on "below 0.1 eV/atom", with 95 % intervals by
@@ -16,10 +18,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
+from arguments import existing
 from nucleate.physics.hull import Hull
 from nucleate.physics.hull_card import DEFAULT_HULL, SHIPPED
 from nucleate.physics.potentials import get_potential
@@ -60,7 +62,7 @@ def compare(name: str, ours: np.ndarray, label: np.ndarray, rng: np.random.Gener
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--crystals", type=Path, default=Path("../shared/data/crystals/val.parquet")
+        "--crystals", type=existing, required=True, help="table of crystals with a column e_hull"
     )
     parser.add_argument("--count", type=int, default=3000, help="crystals drawn; 0 for all")
     parser.add_argument("--max-vol-per-atom", type=float, default=60.0, help="Å^3")

@@ -1,6 +1,7 @@
-"""A second, independent judge: which part of the crystals that CHGNet calls stable does it confirm?
+r"""A second, independent judge: which of the crystals that CHGNet calls stable does it confirm?
 
-    python benchmarks/second_judge.py all --tuned RUN/model --out OUT --matgl-python V/bin/python
+    python benchmarks/second_judge.py all --tuned RUN/model --out OUT --crystals CRYSTALS \
+        --models MATGL_MODELS --legacy FORMATION_ENERGIES.parquet --matgl-python V/bin/python
 
 ``all`` runs three stages, each of which may be run alone:
 
@@ -36,12 +37,14 @@ import json
 import subprocess
 import warnings
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SHARED = Path(os.environ.get("NUCLEATE_SHARED", Path(__file__).parents[2] / "shared"))
+from arguments import existing
+
 STABLE = 0.1  # eV/atom
 LABELLED_STABLE, LABELLED_UNSTABLE = 0.05, 0.15  # eV/atom
 NEAR_HULL = 0.005  # eV/atom, reference crystals
@@ -53,6 +56,7 @@ MODELS = {
 }
 CHECK_TOLERANCE = 0.1  # eV/atom
 SETS = ("base", "tuned")
+NEEDED = {"sample": ("tuned", "crystals"), "predict": ("models",), "compare": ("legacy",)}
 
 
 # sample -----------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def sample_stage(options: argparse.Namespace) -> None:
 
     out: Path = options.out
     models = dict(zip(SETS, (options.base, options.tuned), strict=True))
-    table = _table(options.data)
+    table = _table(options.crystals)
     labelled = table[(table.part == "val") & table.e_hull.notna()]
     labelled = labelled.sample(min(options.validation, len(labelled)), random_state=0)
     validation = [
@@ -385,15 +389,23 @@ def main() -> None:
     parser.add_argument("--judges", nargs="+", choices=MODELS, default=["megnet"])
     parser.add_argument("--margin", type=float, default=0.0, help="eV/atom, judged too")
     parser.add_argument("--chgnet-below", type=float, default=np.inf, help="for potentials only")
-    parser.add_argument("--data", type=Path, default=SHARED / "data/crystals")
-    parser.add_argument("--models", type=Path, default=SHARED / "data/models/matgl_pyg_converted")
     parser.add_argument(
-        "--legacy", type=Path, default=SHARED / "data/energies/mp_hull_critexam_85014.parquet"
+        "--crystals", type=existing, help="folder with val.parquet, labelled, and others.parquet"
     )
-    parser.add_argument("--matgl-python", type=Path, default=Path("/tmp/matgl-venv/bin/python"))
+    parser.add_argument("--models", type=existing, help="folder of the matgl models")
+    parser.add_argument(
+        "--legacy", type=existing, help="table of formula and e_form_per_atom, for megnet's hull"
+    )
+    parser.add_argument("--matgl-python", type=existing, help="interpreter with matgl")
     options = parser.parse_args()
-    if options.stage in ("all", "sample") and options.tuned is None:
-        parser.error("--tuned: which model is compared with the base?")
+    needed = dict(NEEDED)
+    if "megnet" not in options.judges:
+        needed["compare"] = ()
+    needed["all"] = (*chain.from_iterable(needed.values()), "matgl_python")
+    absent = [name for name in needed[options.stage] if getattr(options, name) is None]
+    if absent:
+        missing = ", ".join(f"--{name.replace('_', '-')}" for name in absent)
+        parser.error(f"the stage {options.stage} needs {missing}")
     options.out.mkdir(parents=True, exist_ok=True)
     stages[options.stage](options)
 

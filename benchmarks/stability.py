@@ -1,6 +1,6 @@
 """Base against tuned models: stable, unique and novel fractions with 95 % intervals.
 
-    python benchmarks/stability.py runs/a runs/b runs/c --data ../shared/data/crystals
+    python benchmarks/stability.py runs/a runs/b runs/c --crystals TRAIN
 
 Each run is one tuning seed. Every model draws ``--samples`` crystals, base and tuned with the same
 sampling seed, unrelaxed, judged against both shipped hulls; novelty is measured crystal by crystal
@@ -14,6 +14,7 @@ import logging
 import warnings
 from pathlib import Path
 
+from arguments import existing
 from nucleate.design import condition_from_recipe, judge, potential_pool, sample
 from nucleate.evaluation import compare as comparison
 from nucleate.policies.checkpoint import load_policy
@@ -31,13 +32,18 @@ def training_set(data: Path) -> ReferenceSet:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder or file of crystals")
+    parser.add_argument(
+        "--crystals",
+        type=existing,
+        required=True,
+        help="training crystals: prepared data, or a file or folder of crystals",
+    )
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/stability-benchmark"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("moyo").setLevel(logging.ERROR)
-    reference = training_set(arguments.data)
+    reference = training_set(arguments.crystals)
     evaluations: dict[str, list] = {"base": [], "tuned": []}
     with potential_pool() as potential:
         main_judge = EnergyAboveHull(potential, "mp2020")

@@ -1,6 +1,6 @@
 """Crystals a second in training: the shipped network and settings against the original's procedure.
 
-    python benchmarks/training.py [--data ../shared/data/crystals/train-0of3.parquet]
+    python benchmarks/training.py --crystals CRYSTALS
 
 The original pads every crystal to 21 sites (105 tokens) and takes 100 in a batch; here in PyTorch,
 float32, on the network of Table S1. The package batches crystals with equal numbers of sites. Both
@@ -8,7 +8,6 @@ get the same crystals; a step is the batch's assembly into tensors, forward, bac
 Adam. For the package it is the step of ``nucleate pretrain`` as it is, with augmentation, noise,
 contacts and the average of the weights. Processor time of one thread, in one process.
 
-Without ``--data`` and the file it stands for, crystals are sampled from the model.
 Printed above the last line: Table S1 on batches by number of sites against Table S1 padded.
 """
 
@@ -27,6 +26,7 @@ from tempfile import gettempdir
 import numpy as np
 import torch
 
+from arguments import existing
 from baseline_network import Cost, one_thread, padded_to, published_policies
 from nucleate.design import default_condition
 from nucleate.policies.checkpoint import build_policy, load_policy
@@ -37,8 +37,6 @@ from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.structures.io import read
 from nucleate.structures.wyckoff import WyckoffBatch, encode
 
-SHARED = Path(os.environ.get("NUCLEATE_SHARED", Path(__file__).parents[2] / "shared"))
-TRAIN = SHARED / "data" / "crystals" / "train-0of3.parquet"
 PUBLISHED_BATCH = 100
 MAX_SITES = 20
 
@@ -129,7 +127,9 @@ def loss_difference(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="base", help="whose network is trained, from scratch")
-    parser.add_argument("--data", type=Path, default=TRAIN, help="crystals of any format")
+    parser.add_argument(
+        "--crystals", type=existing, required=True, help="file of crystals in any format"
+    )
     parser.add_argument("--count", type=int, default=6000, help="crystals")
     parser.add_argument("--rounds", type=int, default=2, help="in each, all take turns")
     parser.add_argument("--steps", type=int, default=20, help="of the shipped network")
@@ -141,16 +141,12 @@ def main() -> None:
     model: WyckoffPolicy = load_policy(options.model)
     config = model.network.config
     card = {"network": config.network, "config": config.to_dict(), "metadata": model.metadata}
-    if options.data.exists():
-        batch, source = real_crystals(options.data, options.count), options.data.name
-    else:
-        drawn = [
-            model.sample(500, default_condition(model), torch.Generator().manual_seed(seed)).batch
-            for seed in range(options.count // 500)
-        ]
-        batch, source = WyckoffBatch.concatenate(drawn).padded(MAX_SITES), "samples of the model"
+    batch = real_crystals(options.crystals, options.count)
     crystals = Crystals(batch)
-    print(f"{len(crystals)} crystals ({source}), {crystals.n_sites.mean():.2f} sites on average")
+    print(
+        f"{len(crystals)} crystals ({options.crystals.name}), "
+        f"{crystals.n_sites.mean():.2f} sites on average"
+    )
 
     bucketed, padded = published_policies(batch, default_condition(model))
     difference = loss_difference(bucketed, padded, crystals)

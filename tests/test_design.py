@@ -9,8 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
+from made_up import MadeUpPotential
 from nucleate import design
-from nucleate.errors import CheckpointError, InputError
+from nucleate.cli.tuning import show_run
+from nucleate.errors import CheckpointError, ConstraintError, InputError, RecipeError
+from nucleate.evaluation.best import select_best
 from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.recipe import Recipe
 from nucleate.structures.formulas import FormulaIndex
@@ -26,32 +29,27 @@ def model(tmp_path_factory):
     return folder
 
 
-def recipe(model, runs, **sections) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "dense",
-            "workers": 1,
-            "device": "cpu",
-            "model": {"checkpoint": str(model)},
-            "condition": {"space_groups": [2, 221]},
-            "objective": {
-                "terms": [
-                    {
-                        "property": "density",
-                        "shaping": {"type": "linear", "low": 0.0, "high": 20.0},
-                    }
-                ]
-            },
-            "algorithm": {"minibatch": 8, "guard": {"action": "off"}},
-            "budget": {"batch_size": 12, "steps": 3},
-            "evaluation": {"samples": 10, "seeds": [1]},
-            "output": {"directory": str(runs), "best": 3, "tensorboard": False},
-            **sections,
-        }
-    )
+def recipe(folder, runs, /, **sections) -> Recipe:
+    """A short run from the model in ``folder``; sections change single keys."""
+    shaping = {"type": "linear", "low": 0.0, "high": 20.0}
+    values = {
+        "name": "dense",
+        "workers": 1,
+        "device": "cpu",
+        "model": {"checkpoint": str(folder)},
+        "condition": {"space_groups": [2, 221]},
+        "objective": {"terms": [{"property": "density", "shaping": shaping}]},
+        "algorithm": {"minibatch": 8, "novelty_bonus": 0, "guard": {"action": "off"}},
+        "budget": {"batch_size": 12, "steps": 3},
+        "evaluation": {"samples": 10, "seeds": [1]},
+        "output": {"directory": str(runs), "best": 3, "tensorboard": False},
+    }
+    for name, section in sections.items():
+        values[name] = values[name] | section if isinstance(section, dict) else section
+    return Recipe.model_validate(values)
 
 
-def test_the_whole_job(model, tmp_path):
+def test_the_whole_job(model, tmp_path, capsys):
     said, steps = [], []
     torch.manual_seed(0)
     path = design.tune(
@@ -76,7 +74,14 @@ def test_the_whole_job(model, tmp_path):
     tuned = load_policy(path / "model")
     base = load_policy(model)
     assert tuned.metadata["weights_sha256"] != base.metadata["weights_sha256"]
-    assert tuned.metadata["tuned"] == {"run": "dense", "steps": 3}
+    start = base.metadata["weights_sha256"]
+    assert tuned.metadata["tuned"] == {"run": "dense", "steps": 3, "from": start}
+    text = (path / "evaluation" / "results.md").read_text()
+    assert "crystals unrelaxed" in text and "coordinate temperature 0.1" in text
+    assert set(results["crystals"]) == {"unrelaxed"}
+    show_run(path)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "crystals unrelaxed;" in shown and "coordinate temperature 0.1" in shown
     assert (path / "model" / design.FORMULAS).is_file()
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["prior"] == base.metadata["weights_sha256"]
@@ -125,3 +130,234 @@ def test_a_broken_model_is_refused_before_anything_is_made(model, tmp_path):
     with pytest.raises((CheckpointError, InputError), match="formulas"):
         design.tune(recipe(broken, runs))
     assert not runs.exists() or not any(runs.iterdir())
+
+
+# with a potential that costs nothing ---------------------------------------------------------
+
+STABLE = {
+    "objective": {
+        "terms": [
+            {"property": "e_above_hull", "shaping": {"type": "clip", "low": 0.0, "high": 5.0}}
+        ]
+    },
+    "condition": {
+        "space_groups": [2, 221],
+        "max_atoms": 12,
+        "elements": {"allow": ["Li", "Na", "Mg", "Fe", "O", "S", "Cl"]},
+    },
+    "budget": {"batch_size": 16, "steps": 1},
+    "evaluation": {"samples": 16, "seeds": [0], "hulls": []},
+    "output": {"report": False},
+}
+
+
+@pytest.fixture
+def potential(monkeypatch) -> MadeUpPotential:
+    """Stands in for worker processes."""
+    made = MadeUpPotential()
+    monkeypatch.setattr(design, "potential_pool", made.in_a_pool)
+    return made
+
+
+def summary(path, name: str) -> dict:
+    return json.loads((path / "evaluation" / f"{name}.json").read_text())
+
+
+def formulas_of(model, seed: int, n: int = 16) -> list[str]:
+    """What a model draws for the judge."""
+    policy = load_policy(model)
+    asked = recipe(model, "runs", **STABLE)
+    held = design.condition_from_recipe(asked, policy)
+    drawn = design.sample(policy, n, held, seed=design.JUDGING_SEEDS + seed)
+    return [drawn.batch.formula(i) for i in range(n)]
+
+
+def judged_formulas(path, name: str) -> list[str]:
+    table = pd.read_csv(path / "evaluation" / f"{name}.csv", keep_default_na=False)
+    return table["formula"].tolist()
+
+
+def test_a_prior_of_its_own_is_neither_base_nor_start(model, tmp_path, potential, monkeypatch):
+    prior = tmp_path / "prior"
+    other = tiny_policy(4)
+    other.metadata = {"space_groups": {2: 1}, "data": "of the prior"}
+    save_policy(other, prior)
+    monkeypatch.chdir(tmp_path)
+    path = design.tune(recipe(model, tmp_path / "runs", **STABLE, model={"prior": "prior"}))
+    base, tuned = load_policy(model), load_policy(path / "model")
+    sha = load_policy(prior).metadata["weights_sha256"]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["prior"] == manifest["files"]["prior"]["sha256"] == sha
+    assert manifest["recipe"]["model"]["prior"] == str(prior)
+    assert tuned.metadata["data"] == base.metadata["data"] == "none"
+    assert tuned.metadata["space_groups"] == base.metadata["space_groups"]
+    assert tuned.metadata["tuned"]["from"] == base.metadata["weights_sha256"] != sha
+    assert judged_formulas(path, "base-0") == formulas_of(model, 0) != formulas_of(prior, 0)
+    monkeypatch.chdir("/")
+    assert design.resume(path) == path  # the prior is found from anywhere
+    save_policy(tiny_policy(5), prior)
+    with pytest.raises(CheckpointError, match=r"the prior .* is not the one"):
+        design.resume(path)
+
+
+def test_nothing_that_the_run_has_computed_is_computed_again(
+    model, tmp_path, potential, monkeypatch
+):
+    monkeypatch.setattr(design, "JUDGING_SEEDS", 0)  # the judge draws what tuning drew first
+    asked: dict[str, int] = {}
+    path = design.tune(
+        recipe(model, tmp_path, **STABLE, seed=0),
+        on_stage=lambda line: asked.update({line.split(" crystals of the ")[-1]: potential.asked}),
+    )
+    ended = asked["tuning ended: 1 steps done"]
+    counts = [summary(path, name)["funnel"]["scored"] for name in ("base-0", "tuned-0")]
+    assert ended == counts[0] > 3
+    assert asked["tuned model, seed 0"] == ended  # the base model's crystals were known
+    assert potential.asked == ended + counts[1]
+    assert judged_formulas(path, "base-0") != judged_formulas(path, "tuned-0")
+
+
+def test_results_state_the_condition_that_the_judge_drew_under(model, tmp_path, potential):
+    sections = STABLE | {"evaluation": STABLE["evaluation"] | {"coordinate_temperature": 0.37}}
+    path = design.tune(recipe(model, tmp_path, **sections))
+    for name in ("base-0", "tuned-0"):
+        said = summary(path, name)["settings"]["extra"]
+        assert said["seed"] == 0
+        assert said["condition"]["coordinate_temperature"] == 0.37
+        assert said["condition"]["space_groups"] == [2, 221]
+        assert said["condition"]["max_atoms"] == 12
+    text = (path / "evaluation" / "results.md").read_text()
+    assert "coordinate temperature 0.37" in text and "max atoms 12" in text
+
+
+@pytest.mark.parametrize("relax", [False, True])
+def test_the_judge_relaxes_as_the_evaluation_says_whatever_the_objective_does(
+    model, tmp_path, potential, relax
+):
+    term = STABLE["objective"]["terms"][0] | {"settings": {"relax": not relax, "hull": "chgnet"}}
+    sections = STABLE | {
+        "objective": {"terms": [term]},
+        "evaluation": STABLE["evaluation"] | {"relax": relax, "hulls": ["mp2020"]},
+    }
+    path = design.tune(recipe(model, tmp_path, **sections))
+    settings = summary(path, "tuned-0")["settings"]
+    assert settings["relaxed"] == relax
+    assert list(settings["hulls"]) == ["chgnet", "mp2020"]
+    word = "relaxed" if relax else "unrelaxed"
+    assert f"crystals {word};" in (path / "evaluation" / "results.md").read_text()
+    assert set(pd.read_csv(path / "evaluation" / "results.csv")["crystals"]) == {word}
+    # with this potential every crystal relaxes to the same energy
+    table = pd.read_csv(path / "evaluation" / "tuned-0.csv", keep_default_na=False, na_values=[""])
+    energies = table["energy_per_atom"].dropna()
+    assert len(energies) > 3
+    assert (energies.max() + 4.0 < 0.01) == relax
+
+
+def test_the_best_crystals_are_those_of_all_seeds(model, tmp_path, potential, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        design, "select_best", lambda sets, limit: seen.append(sets) or select_best(sets, limit)
+    )
+    sections = STABLE | {
+        "evaluation": STABLE["evaluation"] | {"seeds": [3, 4]},
+        "output": STABLE["output"] | {"best": 100},
+    }
+    path = design.tune(recipe(model, tmp_path, **sections))
+    assert [e.name for e in seen[0]] == ["tuned-3", "tuned-4"]
+    table = pd.read_csv(path / "crystals" / "crystals.csv", keep_default_na=False)
+    assert set(table["set"]) == {"tuned-3", "tuned-4"}
+
+
+def test_a_run_goes_on_only_with_the_properties_it_began_with(
+    model, tmp_path, potential, monkeypatch
+):
+    path = design.tune(recipe(model, tmp_path, **STABLE))
+    before = json.loads((path / "manifest.json").read_text())["properties"]
+    assert before["e_above_hull"].startswith("e_above_hull/1/made up-0000")
+    monkeypatch.setattr(design, "potential_pool", MadeUpPotential("1" * 64).in_a_pool)
+    with pytest.raises(CheckpointError, match="'e_above_hull' is not the one"):
+        design.resume(path)
+    monkeypatch.setattr(design, "potential_pool", potential.in_a_pool)
+    assert design.resume(path) == path
+
+
+def test_a_run_goes_on_only_with_the_formulas_it_began_with(model, tmp_path, potential):
+    path = design.tune(recipe(model, tmp_path, **STABLE))
+    file = model / design.FORMULAS
+    before = file.read_bytes()
+    try:
+        FormulaIndex(np.arange(1, 5, dtype=np.uint64), "none").save(file)
+        with pytest.raises(CheckpointError, match="the formulas"):
+            design.resume(path)
+        file.unlink()
+        with pytest.raises(CheckpointError, match="missing"):
+            design.resume(path)
+    finally:
+        file.write_bytes(before)
+    assert design.resume(path) == path
+
+
+def test_a_run_of_another_release_is_refused_in_words(model, tmp_path, potential):
+    path = design.tune(recipe(model, tmp_path, **STABLE))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["recipe"]["algorithm"]["momentum"] = 0.9
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="release that wrote it"):
+        design.resume(path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "words"),
+    [
+        ({"evaluation": {"hulls": ["mp2021"]}}, InputError, "mp2021"),
+        ({"algorithm": {"novelty_bonus": 0.5}}, RecipeError, "novelty_bonus"),
+        ({"device": "cuda:64"}, RecipeError, "'cuda:64' is not there"),
+        ({"condition": {"space_groups": [230], "max_atoms": 4}}, ConstraintError, "230"),
+        ({"model": {"prior": "gone"}}, CheckpointError, "gone"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_a_folder_is_made(
+    model, tmp_path, potential, sections, error, words
+):
+    with pytest.raises(error, match=words):
+        design.tune(recipe(model, tmp_path / "runs", **sections))
+    assert not (tmp_path / "runs").exists() and potential.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "mps", "found"),
+    [
+        ("auto", 0, True, "cpu"),
+        ("auto", 2, False, "cuda"),
+        ("cpu", 2, True, "cpu"),
+        ("cuda", 1, False, "cuda"),
+        ("cuda:1", 2, False, "cuda:1"),
+        ("mps", 0, True, "mps"),
+        ("cuda", 0, True, "no CUDA device"),
+        ("cuda:1", 1, False, "1 CUDA device"),
+        ("mps", 2, False, "no Apple GPU"),
+    ],
+)
+def test_a_device_is_there_or_refused(monkeypatch, name, cuda, mps, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    if " " not in found:
+        assert design.find_device(name) == found
+    else:
+        with pytest.raises(RecipeError, match=f"{name}(.|\n)*{found}(.|\n)*device: auto"):
+            design.find_device(name)
+
+
+def test_cells_are_no_larger_than_the_recipe_says(model):
+    policy = load_policy(model)
+    asked = Recipe.model_validate({"budget": {"steps": 1}, "condition": {"max_atoms": 6}})
+    held = design.condition_from_recipe(asked, policy)
+    assert held.max_atoms == 6
+    assert held.space_groups[2] > 0 and held.space_groups[225] > 0
+    sizes = [len(s) for s in design.sample(policy, 40, held, seed=1).structures if s]
+    assert len(sizes) == 40 and max(sizes) <= 6
+    # no crystal of group 62 has fewer than four atoms
+    tighter = asked.condition.model_copy(update={"max_atoms": 3})
+    held = design.condition_from_recipe(asked.model_copy(update={"condition": tighter}), policy)
+    np.testing.assert_array_equal(np.flatnonzero(held.space_groups), [2, 225])

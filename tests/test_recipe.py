@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,19 @@ import yaml
 
 from nucleate.config import Settings
 from nucleate.errors import InputError, RecipeError
-from nucleate.recipe import Recipe, built_in_recipes, load_recipe
+from nucleate.policies.condition import Condition
+from nucleate.recipe import (
+    PPOSettings,
+    Recipe,
+    built_in_recipes,
+    check_bonus,
+    describe,
+    load_recipe,
+)
 
 RECIPES = built_in_recipes()
+EVERY_KEY = yaml.safe_dump(load_recipe("stability").model_dump(mode="json"), sort_keys=False)
+TEXTS = RECIPES | {"every key": EVERY_KEY}
 
 
 def keys_of(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -33,9 +44,7 @@ def misspelt(name: str) -> list[str]:
     return [name[:middle] + name[middle + 1 :], name[:middle] + "x" + name[middle:]]
 
 
-KEYS = [
-    (recipe, path) for recipe, text in RECIPES.items() for path in keys_of(yaml.safe_load(text))
-]
+KEYS = [(recipe, path) for recipe, text in TEXTS.items() for path in keys_of(yaml.safe_load(text))]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -53,7 +62,7 @@ def test_one_wrong_letter_is_rejected_with_a_suggestion(
 ) -> None:
     key = str(path[-1])
     for wrong in misspelt(key):
-        data = yaml.safe_load(RECIPES[name])
+        data = yaml.safe_load(TEXTS[name])
         where = data
         for part in path[:-1]:
             where = where[part]
@@ -68,14 +77,82 @@ def test_one_wrong_letter_is_rejected_with_a_suggestion(
         assert f"Did you mean {key!r}" in caught.value.fix
 
 
-def test_stability_spells_out_every_key_with_its_default_or_choice() -> None:
-    def fields(model: type[Settings]) -> set[str]:
-        return set(model.model_fields)
+def test_a_recipe_that_says_nothing_is_the_tested_one() -> None:
+    tested = load_recipe("stability")
+    bare = Recipe(name=tested.name, description=tested.description)
+    for section in Recipe.model_fields:
+        assert getattr(bare, section) == getattr(tested, section), section
+    said = {key.key: key.default for key in describe(Recipe)}
+    assert said["budget.evaluations"] == "30000" and said["budget.steps"] == "null"
+    assert said["algorithm.continuous_weight"] == "0.0"
+    # who says when to stop means that and no other limit
+    asked = Recipe.model_validate({"budget": {"steps": 20}}).budget
+    assert (asked.steps, asked.evaluations, asked.minutes) == (20, None, None)
 
-    data = yaml.safe_load(RECIPES["stability"])
-    assert set(data) == fields(Recipe)
-    for section in ("model", "condition", "algorithm", "budget", "evaluation", "output"):
-        assert set(data[section]) == fields(Recipe.model_fields[section].annotation), section
+
+def test_the_full_recipe_is_the_tested_one_for_longer() -> None:
+    tested, full = load_recipe("stability"), load_recipe("stability-full")
+    for section in ("model", "condition", "objective", "algorithm", "seed", "device"):
+        assert getattr(full, section) == getattr(tested, section), section
+    assert full.evaluation.model_copy(update={"seeds": (1,)}) == tested.evaluation
+
+
+def test_the_published_recipe_leaves_nothing_of_the_algorithm_to_a_default() -> None:
+    data = yaml.safe_load(RECIPES["stability-published"])
+    assert set(data["algorithm"]) == set(PPOSettings.model_fields)
+    whole = {"temperature": 1.0, "coordinate_temperature": 1.0, "top_p": 1.0}
+    assert data["condition"] == whole
+    papers = {
+        "form": "published",
+        "learning_rate": 1e-4,
+        "kl_weight": 0.1,
+        "kl_target": None,
+        "clip_epsilon": 0.2,
+        "inner_steps": 3,
+        "minibatch": None,
+        "ratio": "sequence",
+        "continuous_weight": 1.0,
+        "whiten": False,
+        "baseline": "batch_ema",
+        "baseline_decay": 0.95,
+        "size_neutrality": 0.0,
+        "entropy_weight": 0.0,
+        "novelty_bonus": 0.0,
+    }
+    assert {key: data["algorithm"][key] for key in papers} == papers
+
+
+def test_cells_are_as_large_as_the_condition_allows_by_default() -> None:
+    defaults = {field.name: field.default for field in fields(Condition)}
+    assert load_recipe("stability").condition.max_atoms == defaults["max_atoms"]
+
+
+@pytest.mark.parametrize(
+    ("term", "settings", "bonus", "earned"),
+    [
+        ("e_above_hull", {}, 0.8, True),
+        ("mine.py:energy", {"name": "e_above_hull"}, 0.8, True),
+        ("density", {}, 0.8, False),
+        ("density", {}, 0.0, True),
+    ],
+)
+def test_a_bonus_that_nothing_can_earn_is_refused(
+    term: str, settings: dict[str, Any], bonus: float, earned: bool
+) -> None:
+    shaping = {"type": "linear", "low": 0, "high": 20}
+    terms = [{"property": term, "settings": settings, "shaping": shaping}]
+    recipe = Recipe.model_validate(
+        {
+            "objective": {"terms": terms},
+            "algorithm": {"novelty_bonus": bonus},
+            "budget": {"steps": 1},
+        }
+    )
+    if earned:
+        check_bonus(recipe)
+    else:
+        with pytest.raises(RecipeError, match=r"novelty_bonus.*\n.*e_above_hull.*\n.*to 0"):
+            check_bonus(recipe)
 
 
 def test_every_field_has_a_description() -> None:
@@ -114,8 +191,12 @@ def test_recipe_survives_a_round_trip(tmp_path: Path) -> None:
         ("objective.terms.0.property=gone.py:f", "gone.py"),
         ("algorithm.minibatch=1000", "batch_size"),
         ("budget={batch_size: 8}", "needs an end"),
+        ("budget.evaluations=255", "no room for one batch"),
+        ("evaluation.seeds=[1, 2, 1]", "twice"),
+        ("condition.max_atoms=0", "max_atoms"),
         ("output.tensorboard=maybe", "auto"),
         ("device=tpu", "device"),
+        ("device=cuda0", "cuda:1"),
     ],
 )
 def test_bad_values_are_explained(override: str, part: str) -> None:

@@ -18,6 +18,8 @@ def tiny_policy(seed: int = 0, *, sharpness: float = 4.0, dropout: float = 0.0) 
     config = SiteTransformerConfig(
         width=32,
         layers=2,
+        encoder_layers=1,
+        decoder_layers=2,
         heads=2,
         embedding=16,
         harmonics=2,
@@ -33,9 +35,9 @@ def tiny_policy(seed: int = 0, *, sharpness: float = 4.0, dropout: float = 0.0) 
             head[-1].weight *= sharpness
         network.letter_bias.weight.normal_(std=0.2)
         # cells about as large as the contacts ask for
-        network.shape_head[-1].bias[-5 * 3 :] = -2.0
-        network.scale_head[-1].bias[2:4] = 0.2
-        network.scale_head[-1].bias[4:] = -2.5
+        network.geometry.shape_head[-1].bias[-5 * 3 :] = -2.0
+        network.geometry.scale_head[-1].bias[2:4] = 0.2
+        network.geometry.scale_head[-1].bias[4:] = -2.5
     return WyckoffPolicy(network, {"space_groups": {2: 3, 62: 2, 225: 5}, "data": "none"})
 
 

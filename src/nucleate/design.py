@@ -12,46 +12,57 @@ What the command line does is here, callable from Python::
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.errors import CheckpointError, MissingDependencyError, RecipeError
 from nucleate.evaluation import compare as comparison
-from nucleate.evaluation.best import Best, select_best, write_best
-from nucleate.evaluation.summary import Evaluation, EvaluationSettings
-from nucleate.evaluation.sun import KnownCrystals, evaluate_crystals
-from nucleate.execution.local import PooledPotential, ProcessPool
+from nucleate.evaluation.best import select_best, write_best
+from nucleate.evaluation.judge import Energies, hull_cards, judge
+from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
 from nucleate.objectives.objective import Objective
-from nucleate.policies.checkpoint import SHIPPED, WEIGHTS, load_policy, resolve, save_policy
-from nucleate.policies.condition import Condition
+from nucleate.physics.hull import DEFAULT_HULL, Hull
+from nucleate.physics.hull_card import SHIPPED as SHIPPED_HULLS
+from nucleate.physics.hull_card import locate
+from nucleate.policies.checkpoint import (
+    SHIPPED,
+    WEIGHTS,
+    load_policy,
+    resolve,
+    save_policy,
+    sha256,
+)
+from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull
-from nucleate.recipe import Recipe, load_recipe
+from nucleate.recipe import STABILITY, Recipe, check_bonus, load_recipe
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
-from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from nucleate.protocols import Scores
+    from nucleate.evaluation.summary import Evaluation
+    from nucleate.evaluation.sun import KnownCrystals
 
 FORMULAS = "formulas.npy"
 MODEL_FOLDER = "model"
 SAMPLE_CHUNK = 250
+JUDGING_SEEDS = 1_000_003
+"""Added to the seeds of judging, so that they are not those of tuning."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +76,14 @@ class Samples:
         structures: primitive cells, None where decoding failed.
         reasons: why it failed, empty where it did not.
         log_prob: (B,) nats.
+        digests: content hashes; equal hashes mean equal crystals.
     """
 
     batch: WyckoffBatch
     structures: list[Structure | None]
     reasons: list[str]
     log_prob: np.ndarray
+    digests: list[str]
 
 
 def sample(
@@ -94,19 +107,21 @@ def sample(
     batch = WyckoffBatch.concatenate([rollout.batch for rollout in rollouts])
     structures, reasons = decode(batch)
     log_prob = torch.cat([rollout.log_prob for rollout in rollouts]).numpy()
-    return Samples(batch, structures, reasons, log_prob)
+    digests = [batch.digest(i) for i in range(n)]
+    return Samples(batch, structures, reasons, log_prob, digests)
 
 
 def default_condition(policy: WyckoffPolicy) -> Condition:
     """Space groups of the training data, no radioactive elements."""
-    return condition_from_recipe(Recipe.model_validate({"budget": {"steps": 1}}), policy)
+    return condition_from_recipe(Recipe(), policy)
 
 
 def condition_from_recipe(recipe: Recipe, policy: WyckoffPolicy) -> Condition:
     """What a recipe's ``condition`` section means for a policy."""
     settings = recipe.condition
     if settings.space_groups == "training":
-        weights = policy.training_space_groups()
+        fits = smallest_cell() <= settings.max_atoms
+        weights = np.where(fits, policy.training_space_groups(), 0.0)
     else:
         weights = np.zeros(231)
         weights[list(settings.space_groups)] = 1.0
@@ -115,6 +130,7 @@ def condition_from_recipe(recipe: Recipe, policy: WyckoffPolicy) -> Condition:
     return Condition(
         weights,
         elements,
+        max_atoms=settings.max_atoms,
         temperature=settings.temperature,
         coordinate_temperature=settings.coordinate_temperature,
         top_p=settings.top_p,
@@ -137,76 +153,6 @@ def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
     return FormulaIndex.load(path, str(policy.metadata.get("data", "training set")))
 
 
-# judging ------------------------------------------------------------------------------------
-
-
-def judge(
-    samples: Samples,
-    stability: EnergyAboveHull,
-    *,
-    hulls: Sequence[EnergyAboveHull] = (),
-    reference: KnownCrystals | None = None,
-    name: str = "samples",
-    stable_below: float = 0.1,
-    extra: dict[str, Any] | None = None,
-) -> Evaluation:
-    """Valid, stable, unique and novel fractions of samples.
-
-    Args:
-        samples: crystals.
-        stability: the main judge.
-        hulls: further judges with the same potential; they reuse its energies.
-        reference: training set, for novelty.
-        name: of the set.
-        stable_below: eV/atom.
-        extra: printed with the result.
-    """
-    invalid = check_all(samples.structures)
-    rows = [i for i, why in enumerate(invalid) if not why]
-    chosen = [s for s, why in zip(samples.structures, invalid, strict=True) if s and not why]
-    energies = stability.energies(chosen)
-    judged: dict[str, Scores] = {}
-    cards = {}
-    for judge_ in (stability, *hulls):
-        scores = judge_.from_energies(chosen, energies)
-        judged[judge_.hull.name] = _spread(scores, rows, invalid)
-        cards[judge_.hull.name] = judge_.description
-    settings = EvaluationSettings(
-        stable_below=stable_below,
-        potential=stability.potential.name,
-        relaxed=stability.relax_settings is not None,
-        hulls=cards,
-        reference=str(getattr(reference, "source", "")) if reference else "",
-        extra=extra or {},
-    )
-    return evaluate_crystals(
-        samples.structures,
-        samples.reasons,
-        hulls=judged,
-        tokens=samples.batch,
-        reference=reference,
-        invalid=invalid,
-        settings=settings,
-        name=name,
-    )
-
-
-def _spread(scores: Scores, rows: Sequence[int], invalid: Sequence[str]) -> Scores:
-    """Scores of some rows as scores of all; the others are invalid for their reason."""
-    from nucleate.protocols import Scores, Status
-
-    n = len(invalid)
-    value = np.full(n, np.nan)
-    status, reason = [Status.INVALID] * n, list(invalid)
-    extra = {key: np.full(n, np.nan) for key in scores.extra}
-    for position, row in enumerate(rows):
-        value[row] = scores.value[position]
-        status[row], reason[row] = scores.status[position], scores.reason[position]
-        for key, column in scores.extra.items():
-            extra[key][row] = column[position]
-    return Scores(value, status, reason, extra)
-
-
 # tuning -------------------------------------------------------------------------------------
 
 
@@ -218,8 +164,7 @@ def potential_pool(name: str = "chgnet", workers: int = 0) -> Iterator[PooledPot
         name: of the potential.
         workers: processes; 0 for one on each core.
     """
-    workers = workers or os.cpu_count() or 1
-    with ProcessPool(workers, potential=name) as pool:
+    with ProcessPool(workers or None, potential=name) as pool:
         yield PooledPotential(name, pool)
 
 
@@ -245,17 +190,14 @@ def tune(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    folder = _check_supported(recipe)
-    if recipe.model.checkpoint not in SHIPPED:  # a run may be resumed from elsewhere
-        model = recipe.model.model_copy(update={"checkpoint": str(folder.resolve())})
-        recipe = recipe.model_copy(update={"model": model})
+    recipe = _checked(recipe)
     run = RunDirectory.create(
         recipe.output.directory,
         recipe.output.name or recipe.name,
         recipe.model_dump(mode="json"),
         unique=recipe.output.name is None,
         seeds={"tuning": recipe.seed},
-        files={"model": folder / WEIGHTS},
+        files=_files(recipe),
     )
     with run:
         if on_run is not None:
@@ -273,20 +215,23 @@ def resume(
     """Go on with a run that was stopped, from its newest checkpoint.
 
     Raises:
-        CheckpointError: no run there, another process writes it, or the model it started from
-            has changed since.
+        CheckpointError: no run there, another process writes it, or a model or property that it
+            started from has changed since.
+        RecipeError: its device is not there.
     """
-    with RunDirectory.open(path) as run:
-        manifest = run.manifest()
-        recipe = Recipe.model_validate(manifest["recipe"])
-        expected = manifest["files"]["model"]["sha256"]
-        found = str(load_policy(recipe.model.checkpoint).metadata["weights_sha256"])
+    recipe = recipe_of_run(path)
+    find_device(recipe.device)
+    known = RunDirectory.open(path, read_only=True).manifest().get("files", {})
+    for role, file in _files(recipe).items():
+        found = sha256(file) if file.is_file() else "missing"
+        expected = known.get(role, {}).get("sha256", found)
         if found != expected:
             raise CheckpointError(
-                f"the model {recipe.model.checkpoint!r} is not the one this run started from",
-                f"its sha256 is {found[:12]}..., the manifest says {expected[:12]}...",
-                "restore the model, or start a new run",
+                f"the {role} {file} is not the one this run started from",
+                f"its sha256 is {found[:12]}, the manifest says {expected[:12]}",
+                "restore the file, or start a new run",
             )
+    with RunDirectory.open(path) as run:
         _tune(recipe, run, on_step, on_stage)
     return Path(path)
 
@@ -295,27 +240,99 @@ def recipe_of_run(path: str | Path) -> Recipe:
     """The recipe that a run was started with.
 
     Raises:
-        CheckpointError: no run there.
+        CheckpointError: no run there, or one of another release.
     """
     with RunDirectory.open(path, read_only=True) as run:
-        return Recipe.model_validate(run.manifest()["recipe"])
+        try:
+            return Recipe.model_validate(run.manifest()["recipe"])
+        except (KeyError, ValidationError) as error:
+            raise CheckpointError(
+                f"the recipe of the run {path} can't be used",
+                str(error).splitlines()[0],
+                "go on with the release that wrote it, or start a new run",
+            ) from error
 
 
-def _check_supported(recipe: Recipe) -> Path:
-    """Refuse what can't work before a folder is made; returns the model's folder."""
-    _device(recipe.device)
+def find_device(name: str) -> str:
+    """The device of this name; for "auto" a CUDA device where there is one, else the processor.
+
+    Raises:
+        RecipeError: torch sees no such device.
+    """
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if cuda else "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and not int(number or 0) < cuda:
+        seen = f"{cuda} CUDA device{'s' * (cuda != 1)}" if cuda else "no CUDA device"
+        raise RecipeError(f"device {name!r} is not there", f"torch sees {seen}", "use device: auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError(
+            f"device {name!r} is not there", "torch sees no Apple GPU", "use device: auto"
+        )
+    return name
+
+
+def _files(recipe: Recipe) -> dict[str, Path]:
+    """The files that a run starts from, by role; a prior only if it is another model."""
     folder = resolve(recipe.model.checkpoint)
-    policy = load_policy(folder)
-    training_formulas(policy, folder)
-    condition_from_recipe(recipe, policy)
+    files = {"model": folder / WEIGHTS, "formulas": folder / FORMULAS}
     if recipe.model.prior is not None:
-        load_policy(recipe.model.prior)
+        files["prior"] = resolve(recipe.model.prior) / WEIGHTS
+    return files
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe with the paths of models and hulls spelt out, so that it is resumed anywhere.
+
+    What can't work is refused here, before a folder is made.
+    """
+    find_device(recipe.device)
+    check_bonus(recipe)
     if recipe.output.tensorboard is True and find_spec("tensorboard") is None:
         raise MissingDependencyError(
             "output.tensorboard is true, but TensorBoard is not installed",
             fix='pip install "nucleate[track]", or set output.tensorboard to auto',
         )
-    return folder
+    terms = []
+    for term in recipe.objective.terms:
+        hull = term.settings.get("hull")
+        if term.property == STABILITY and isinstance(hull, str):
+            term = term.model_copy(update={"settings": term.settings | {"hull": _hull(hull)}})
+        terms.append(term)
+    hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)
+    paths = {
+        "checkpoint": _model(recipe.model.checkpoint),
+        "prior": None if recipe.model.prior is None else _model(recipe.model.prior),
+    }
+    recipe = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=paths),
+            "objective": recipe.objective.model_copy(update={"terms": tuple(terms)}),
+            "evaluation": recipe.evaluation.model_copy(update={"hulls": hulls}),
+        }
+    )
+    policy = load_policy(recipe.model.checkpoint)
+    training_formulas(policy, resolve(recipe.model.checkpoint))
+    condition_from_recipe(recipe, policy)
+    if recipe.model.prior is not None:
+        load_policy(recipe.model.prior)
+    return recipe
+
+
+def _model(name: str) -> str:
+    """Name of a shipped model, or the absolute path of another."""
+    return name if name in SHIPPED else str(resolve(name).resolve())
+
+
+def _hull(name: str) -> str:
+    """Name of a shipped hull, or the absolute path of another, which is read to see if it can be.
+
+    Raises:
+        InputError: it can't.
+    """
+    Hull.load(name)
+    return name if name in SHIPPED_HULLS else str(locate(name).resolve())
 
 
 def _tune(
@@ -326,93 +343,119 @@ def _tune(
 ) -> None:
     say = on_stage or logger.info
     keep_memory()
-    device = _device(recipe.device)
-    workers = recipe.workers or os.cpu_count() or 1
-    # threads beyond the cores that the workers leave only wait for one another
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
+    device = find_device(recipe.device)
     folder = resolve(recipe.model.checkpoint)
+    base = load_policy(folder, device=device)
     policy = load_policy(folder, device=device)
-    prior = load_policy(recipe.model.prior or recipe.model.checkpoint, device=device)
+    prior = base if recipe.model.prior is None else load_policy(recipe.model.prior, device=device)
     known = training_formulas(policy, folder)
     condition = condition_from_recipe(recipe, policy)
-    with potential_pool(workers=workers) as potential, run.store() as store:
+    with potential_pool(workers=recipe.workers) as potential, run.store() as store:
+        # threads beyond the cores that the workers leave only wait for one another
+        torch.set_num_threads(max(1, available_cores() - potential.pool.n_workers))
         objective = Objective.from_settings(
             recipe.objective, store, resources={"potential": potential, "pool": potential.pool}
         )
+        _check_properties(run, objective)
+        judges = _judges(recipe, objective, potential)
         loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=on_step)
         done = loop.restore()
-        stability = next(
-            (p for p in objective.properties.values() if isinstance(p, EnergyAboveHull)),
-            EnergyAboveHull(potential),
+        run.update_manifest(
+            prior=prior.metadata["weights_sha256"],
+            properties={name: p.key for name, p in objective.properties.items()},
+            stability=judges[0].description,
         )
-        run.update_manifest(stability=stability.description, prior=prior.metadata["weights_sha256"])
         say(f"tuning from step {done}" if done else "tuning")
         reason = loop.run()
+        loop.algorithm.use_average()
         objective.close()
         say(f"tuning ended: {reason}")
         run.update_manifest(ended=reason)
-        policy.metadata = {**prior.metadata, "tuned": {"run": run.path.name, "steps": loop.step}}
+        tuned = {
+            "run": run.path.name,
+            "steps": loop.step,
+            "from": policy.metadata.pop("weights_sha256"),
+        }
+        policy.metadata["tuned"] = tuned
         save_policy(policy, run.path / MODEL_FOLDER)
         known.save(run.path / MODEL_FOLDER / FORMULAS)
-        _judge_both(recipe, run, (prior, policy), condition, stability, known, say)
+        _judge_both(recipe, run, (base, policy), judges, Energies(judges[0], store), known, say)
     if recipe.output.report:
         say(f"report: {build_report(run.path)}")
+
+
+def _check_properties(run: RunDirectory, objective: Objective) -> None:
+    """Refuse to go on with properties other than those that the run began with.
+
+    Raises:
+        CheckpointError: a hull, a potential or a function has changed since.
+    """
+    before = run.manifest().get("properties", {})
+    for name, prop in objective.properties.items():
+        if before.get(name, prop.key) != prop.key:
+            raise CheckpointError(
+                f"the property {name!r} is not the one this run started with",
+                f"it was {before[name]}, and is {prop.key}",
+                "restore the hull, potential or function that it was, or start a new run",
+            )
+
+
+def _judges(
+    recipe: Recipe, objective: Objective, potential: PooledPotential
+) -> list[EnergyAboveHull]:
+    """What judges the models: the objective's potential and hull first, then further hulls.
+
+    Whether it relaxes is a setting of its own.
+    """
+    settings = recipe.evaluation
+    asked = next((p for p in objective.properties.values() if isinstance(p, EnergyAboveHull)), None)
+    hulls: list[Hull | str] = [asked.hull if asked else DEFAULT_HULL, *settings.hulls]
+    judges = [
+        EnergyAboveHull(
+            asked.potential if asked else potential,
+            hull,
+            relax=settings.relax,
+            correct=asked.correct if asked else False,
+        )
+        for hull in hulls
+    ]
+    hull_cards(judges)  # two hulls of one name are found before the work
+    return judges
 
 
 def _judge_both(
     recipe: Recipe,
     run: RunDirectory,
     policies: tuple[WyckoffPolicy, WyckoffPolicy],
-    condition: Condition,
-    stability: EnergyAboveHull,
+    judges: Sequence[EnergyAboveHull],
+    energies: Energies,
     known: KnownCrystals,
     say: Callable[[str], None],
 ) -> None:
     """Base against tuned at equal sample count, and the best of the tuned model's crystals."""
-    settings = recipe.evaluation
-    others = [EnergyAboveHull(stability.potential, hull) for hull in settings.hulls]
-    evaluations: dict[str, list[Evaluation]] = {"base": [], "tuned": []}
-    pooled: list[tuple[Evaluation, Samples]] = []
-    folder = run.path / EVALUATION_FOLDER
+    settings, held = recipe.evaluation, recipe.condition
     if settings.coordinate_temperature is not None:
-        condition = replace(condition, coordinate_temperature=settings.coordinate_temperature)
+        changed = {"coordinate_temperature": settings.coordinate_temperature}
+        held = held.model_copy(update=changed)
+    evaluations: dict[str, list[Evaluation]] = {"base": [], "tuned": []}
+    folder = run.path / EVALUATION_FOLDER
+    condition = condition_from_recipe(recipe.model_copy(update={"condition": held}), policies[0])
     for seed in settings.seeds:
         for name, policy in zip(("base", "tuned"), policies, strict=True):
             say(f"judging {settings.samples} crystals of the {name} model, seed {seed}")
-            # a seed apart from those of tuning
-            drawn = sample(policy, settings.samples, condition, seed=1_000_003 + seed)
             evaluation = judge(
-                drawn,
-                stability,
-                hulls=others,
+                sample(policy, settings.samples, condition, seed=JUDGING_SEEDS + seed),
+                judges[0],
+                hulls=judges[1:],
+                energies=energies,
                 reference=known,
                 name=f"{name}-{seed}",
                 stable_below=settings.stable_below,
-                extra={"seed": seed, "condition": "as in the recipe"},
+                extra={"seed": seed, "condition": held.model_dump(mode="json")},
             )
             comparison.write_evaluation(evaluation, folder)
             evaluations[name].append(evaluation)
-            if name == "tuned":
-                pooled.append((evaluation, drawn))
     compared = comparison.compare(evaluations["base"], evaluations["tuned"])
     comparison.write_comparison(compared, folder)
-    best = _best(pooled, recipe.output.best)
-    write_best(best, run.path / CRYSTALS_FOLDER)
+    write_best(select_best(evaluations["tuned"], recipe.output.best), run.path / CRYSTALS_FOLDER)
     say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")
-
-
-def _best(pooled: Sequence[tuple[Evaluation, Samples]], limit: int) -> Best:
-    """The best crystals of the first evaluation's samples."""
-    evaluation, drawn = pooled[0]
-    return select_best(evaluation, drawn.structures, limit)
-
-
-def _device(name: str) -> str:
-    """The device that a recipe names."""
-    if name != "auto":
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise RecipeError(
-                f"device {name!r} is not there", "torch sees no CUDA device", "use device: cpu"
-            )
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -30,7 +30,8 @@ REQUIRED = (
     "typer",
 )
 OPTIONAL = {
-    "smact": ("eval", "charge balance of the crystals that are judged"),
+    "phonopy": ("eval", "heat_capacity and phonon_stability"),
+    "smact": ("eval", "charge_balance, and that of the crystals that are judged"),
     "tensorboard": ("track", "curves of a run in TensorBoard"),
 }
 """Package: the extra that brings it, and what it is for."""
@@ -91,9 +92,10 @@ def _packages() -> Iterator[Check]:
 def _computing() -> Iterator[Check]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from nucleate.execution.local import available_cores
+
     threads = torch.get_num_threads()
-    yield Check("processor", Level.OK, f"{cores} cores, torch uses {threads} threads")
+    yield Check("processor", Level.OK, f"{available_cores()} cores, torch uses {threads} threads")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Check("gpu", Level.OK, ", ".join(names))
@@ -110,7 +112,25 @@ def _plugins() -> Iterator[Check]:
             except NucleateError as error:
                 yield Check(f"{kind}/{name}", Level.PROBLEM, f"{error.why} {error.fix}".strip())
             else:
-                yield Check(f"{kind}/{name}", Level.OK, plugin.provider)
+                absent = _absent(name) if group == plugins.POTENTIALS else None
+                if absent is None:
+                    yield Check(f"{kind}/{name}", Level.OK, plugin.provider)
+                else:
+                    fix = f"needs {absent}: pip install {absent}, or name an interpreter that "
+                    yield Check(f"{kind}/{name}", Level.NOTE, f"{fix}has it with 'python: ...'")
+
+
+def _absent(potential: str) -> str | None:
+    """The package that a published potential needs and that is not installed."""
+    from nucleate.physics.pretrained import FAMILIES
+
+    if potential not in FAMILIES:
+        return None
+    try:
+        metadata.version(FAMILIES[potential].package)
+    except metadata.PackageNotFoundError:
+        return FAMILIES[potential].package
+    return None
 
 
 def _models() -> Iterator[Check]:

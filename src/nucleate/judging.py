@@ -19,15 +19,16 @@ import numpy as np
 
 from nucleate.design import (
     FORMULAS,
+    JUDGING_SEEDS,
     Samples,
     condition_from_recipe,
-    judge,
     potential_pool,
     sample,
     training_formulas,
 )
 from nucleate.errors import InputError
 from nucleate.evaluation import compare as comparison
+from nucleate.evaluation.judge import Energies, hull_cards, judge
 from nucleate.evaluation.summary import Evaluation
 from nucleate.evaluation.sun import KnownCrystals
 from nucleate.models import model_folder, names_model
@@ -37,11 +38,11 @@ from nucleate.recipe import ConditionSettings, Recipe
 from nucleate.scoring import read_all
 from nucleate.structures.datasets import TokenDataset
 from nucleate.structures.identity import ReferenceSet
+from nucleate.structures.matching import cell_digest
+from nucleate.structures.parsing import to_cell
 from nucleate.structures.wyckoff import encode
 
 DEFAULT_HULLS = ("mp2020", "chgnet")
-SEED_OFFSET = 1_000_003
-"""Added to the seeds of judging, so that they are not those of tuning."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def evaluate(
         source: a model (shipped name, folder, or folder of a run), or files of crystals.
         against: a model to compare with, at equal sample count.
         n: samples for each seed; ignored for files, of which all count.
-        seeds: one set of samples for each.
+        seeds: one set of samples for each; files are compared with that of the first alone.
         hulls: reference hulls; the first is the main judge.
         reference: what "novel" is measured against: a prepared dataset, a saved reference set or
             files of crystals; by default the formulas that the model was trained on.
@@ -97,13 +98,20 @@ def evaluate(
         on_stage: called with a line for each stage.
 
     Raises:
-        InputError: nothing to judge, or no such hull or reference.
+        InputError: nothing to judge, no seed or one twice, or no such hull or reference.
+        RecipeError: two different hulls of one name, or a potential on another scale.
         CheckpointError: a model that can't be read.
     """
     say = on_stage or (lambda line: None)
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     if not sources:
         raise InputError("Nothing to judge.", fix="Name a model or files of crystals.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"The seeds {', '.join(map(str, seeds)) or '(none)'} can't be used.",
+            "Each gives one set of samples, and equal seeds equal ones.",
+            "Name different seeds, such as 1,2,3.",
+        )
     model = sources[0] if len(sources) == 1 and names_model(sources[0]) else None
     condition = condition or ConditionSettings()
     named = model if model is not None else against
@@ -115,23 +123,29 @@ def evaluate(
             sets += [(f"{name}-{seed}", which, seed) for seed in seeds]
     files = None if model is not None else _from_files(sources)
     if files is not None:
-        n = len(files.structures)
-        sets = [*[entry for entry in sets if entry[2] == seeds[0]], ("judged", "files", None)]
+        n, named_files = len(files.structures), ", ".join(map(str, sources))
+        sets = [*[entry for entry in sets if entry[2] == seeds[0]], ("judged", named_files, None)]
     judged: dict[str, list[Evaluation]] = {"judged": [], "against": []}
     with potential_pool(workers=workers) as potential:
         main, *others = [EnergyAboveHull(potential, hull, relax=relax) for hull in hulls]
+        hull_cards([main, *others])
+        energies = Energies(main)
         for name, which, seed in sets:
             say(f"judging {n} crystals of {which}" + ("" if seed is None else f", seed {seed}"))
             drawn = files if seed is None else _draw(which, n, condition, seed)
             assert drawn is not None
+            extra: dict[str, Any] = {"source": str(which)}
+            if seed is not None:
+                extra |= {"seed": seed, "condition": condition.model_dump(mode="json")}
             evaluation = judge(
                 drawn,
                 main,
                 hulls=others,
+                energies=energies,
                 reference=known,
                 name=name,
                 stable_below=stable_below,
-                extra={"source": str(which), "seed": seed, **condition.model_dump(mode="json")},
+                extra=extra,
             )
             judged[name.split("-")[0]].append(evaluation)
     compared = None
@@ -153,9 +167,8 @@ def write_judgement(result: Judgement, folder: Path) -> None:
 
 def _draw(which: str | Path, n: int, condition: ConditionSettings, seed: int) -> Samples:
     policy = load_policy(model_folder(which))
-    recipe = Recipe.model_validate({"budget": {"steps": 1}, "condition": condition.model_dump()})
-    held = condition_from_recipe(recipe, policy)
-    return sample(policy, n, held, seed=SEED_OFFSET + seed)
+    held = condition_from_recipe(Recipe(condition=condition), policy)
+    return sample(policy, n, held, seed=JUDGING_SEEDS + seed)
 
 
 def _from_files(sources: Sequence[str | Path]) -> Samples:
@@ -175,7 +188,8 @@ def _from_files(sources: Sequence[str | Path]) -> Samples:
     batch = encoded[np.maximum(place, 0)]
     for array in (batch.space_group, batch.wyckoff, batch.species):
         array[place < 0] = 0
-    return Samples(batch, structures, reasons, np.full(len(structures), np.nan))
+    digests = ["" if s is None else cell_digest(to_cell(s)).hex() for s in structures]
+    return Samples(batch, structures, reasons, np.full(len(structures), np.nan), digests)
 
 
 def _reference(path: str | Path | None, model: str | Path | None) -> KnownCrystals | None:

@@ -20,16 +20,41 @@ from nucleate.errors import MissingDependencyError, NucleateError, RecipeError, 
 PROPERTIES = "nucleate.properties"
 POTENTIALS = "nucleate.potentials"
 
-CUSTOM_SETTINGS = ("name", "timeout", "unit")
+CUSTOM_SETTINGS = ("name", "python", "structures", "timeout", "unit", "workers")
 """Settings of a property given as ``path.py:function``."""
+ISOLATED_SETTINGS = ("structures", "workers")
+"""Those of them that need ``python``, another interpreter."""
 
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {
     PROPERTIES: {
+        "bulk_modulus": "nucleate.properties.mechanical:BulkModulus",
+        "bulk_modulus_eos": "nucleate.properties.mechanical:BulkModulusOfState",
+        "charge_balance": "nucleate.properties.composition:ChargeBalance",
         "density": "nucleate.properties.composition:Density",
         "e_above_hull": "nucleate.properties.stability:EnergyAboveHull",
+        "element_mask": "nucleate.properties.composition:ElementMask",
+        "heat_capacity": "nucleate.properties.thermal:HeatCapacity",
+        "hhi_production": "nucleate.properties.composition:HhiProduction",
+        "hhi_reserve": "nucleate.properties.composition:HhiReserve",
+        "log_crustal_abundance": "nucleate.properties.composition:LogCrustalAbundance",
+        "magnetic_density": "nucleate.properties.magnetic:MagneticDensity",
+        "number_density": "nucleate.properties.composition:NumberDensity",
+        "phonon_stability": "nucleate.properties.thermal:PhononStability",
+        "price": "nucleate.properties.composition:Price",
+        "pugh_ratio": "nucleate.properties.mechanical:PughRatio",
+        "shear_modulus": "nucleate.properties.mechanical:ShearModulus",
+        "vickers_hardness": "nucleate.properties.mechanical:VickersHardness",
+        "young_modulus": "nucleate.properties.mechanical:YoungModulus",
     },
     POTENTIALS: {
+        "ase": "nucleate.physics.potentials:ase_potential",
         "chgnet": "nucleate.physics.chgnet:ChgnetPotential",
+        "isolated": "nucleate.execution.isolated:IsolatedPotential",
+        "mace": "nucleate.physics.pretrained:mace",
+        "matgl": "nucleate.physics.pretrained:matgl",
+        "mattersim": "nucleate.physics.pretrained:mattersim",
+        "orb": "nucleate.physics.pretrained:orb",
+        "sevennet": "nucleate.physics.pretrained:sevennet",
     },
 }
 
@@ -139,8 +164,6 @@ def check_settings(group: str, name: str, settings: Mapping[str, Any], where: st
         raise RecipeError(
             f"{where}: there is no {_kind(group)} {name!r}.", fix=did_you_mean(name, known)
         )
-    if not settings and known[name].provider == "built in":
-        return
     parameters = inspect.signature(load(group, name)).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
@@ -170,13 +193,18 @@ def check_custom_settings(settings: Mapping[str, Any], where: str) -> None:
     """Check names of settings of a ``path.py:function`` property.
 
     Raises:
-        RecipeError: an unknown one.
+        RecipeError: an unknown one, or one that lacks its companion.
     """
     for key in settings:
         if key not in CUSTOM_SETTINGS:
             raise RecipeError(
                 f"{where}: a function has no setting {key!r}.",
                 fix=did_you_mean(key, CUSTOM_SETTINGS),
+            )
+        if key in ISOLATED_SETTINGS and "python" not in settings:
+            raise RecipeError(
+                f"{where}: {key!r} is a setting of another interpreter, and none is given.",
+                fix="Add 'python: /path/to/its/python', or remove it.",
             )
 
 

@@ -1,7 +1,7 @@
 """The recipe of a run: what is designed, by which model, for which objective, at what cost.
 
 ``load_recipe("stability")`` reads a built-in recipe, ``load_recipe("mine.yaml")`` a file; every
-section has defaults, so that a recipe says only what it changes.
+key has a default, that of the recipe ``stability``, so that a recipe says only what it changes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from nucleate.objectives.settings import ObjectiveSettings, TermSettings
 from nucleate.objectives.shaping import Clip
 from nucleate.structures.elements import RADIOACTIVE, allowed_elements
 
+STABILITY = "e_above_hull"
+"""Name of the property by which a crystal is stable."""
+
 SpaceGroup = Annotated[int, Field(ge=1, le=230)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
@@ -30,7 +33,9 @@ class ModelSettings(Settings):
 
     checkpoint: str = option("base", description="name of a shipped model, or the path of one")
     prior: str | None = option(
-        None, description="model that the KL divergence is measured to; null for the checkpoint"
+        None,
+        description="another model that the KL divergence is measured to, by name or path; null "
+        "for the checkpoint",
     )
 
 
@@ -78,6 +83,14 @@ class ConditionSettings(Settings):
         "draws evenly from them",
     )
     elements: ElementSettings = option(ElementSettings, description="which elements may occur")
+    max_atoms: int = option(
+        20,
+        description="most atoms in the primitive cell; of 'training', space groups without so "
+        "small a crystal are left out",
+        unit="atoms",
+        ge=1,
+        le=10_000,
+    )
     temperature: float = option(
         1.0, description="divides the logits of letters and species", gt=0, le=10
     )
@@ -149,7 +162,7 @@ class PPOSettings(Settings):
         0.1, description="largest relative change of tau in one step", gt=0, le=1
     )
     clip_epsilon: float = option(0.2, description="ratios are clipped to 1 +- this", gt=0, lt=1)
-    inner_steps: int = option(1, description="passes over each batch", ge=1, le=100)
+    inner_steps: int = option(2, description="passes over each batch", ge=1, le=100)
     minibatch: int | None = option(
         64, description="crystals in one update; null for the whole batch", ge=1
     )
@@ -157,9 +170,9 @@ class PPOSettings(Settings):
         "sequence", description="one ratio for a crystal, or one for each of its tokens"
     )
     continuous_weight: float = option(
-        1.0,
+        0.0,
         description="weight of coordinates and lattice in the ratio and the KL divergence; 0 "
-        "reinforces letters and species alone",
+        "reinforces letters and species alone; above 0, use coordinate temperatures near 1",
         ge=0,
         le=1,
     )
@@ -171,20 +184,27 @@ class PPOSettings(Settings):
     )
     baseline_decay: float = option(0.95, description="memory of the running mean", ge=0, lt=1)
     size_neutrality: float = option(
-        0.0,
+        0.1,
         description="share of the mean advantage of crystals with as many sites that is subtracted "
         "too; 1 takes away the incentive to draw smaller crystals",
         ge=0,
         le=1,
     )
     gradient_clip: float = option(1.0, description="largest norm of the gradient", gt=0)
+    average: float = option(
+        0.95,
+        description="memory of the average of the weights over steps, which is what the run "
+        "gives; 0 gives the last weights",
+        ge=0,
+        lt=1,
+    )
     entropy_weight: float = option(
         0.0, description="reward for entropy of the policy", unit="reward/nat", ge=0
     )
     novelty_bonus: float = option(
-        0.0,
+        0.8,
         description="added to the reward of a stable crystal whose formula is new to the training "
-        "set and to the run",
+        "set and to the run; has to be 0 where the objective has no e_above_hull",
         unit="reward",
         ge=0,
     )
@@ -195,19 +215,32 @@ class PPOSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """When to stop: at the first limit reached."""
+    """When to stop: at the first limit reached; a limit that is not named is none."""
 
     batch_size: int = option(256, description="crystals sampled in a step", ge=2, le=1_000_000)
     steps: int | None = option(None, description="updates", unit="steps", ge=1)
     evaluations: int | None = option(
-        None, description="evaluations of the costliest property", unit="evaluations", ge=1
+        None,
+        description="evaluations of the costliest property; null where another limit is given",
+        unit="evaluations",
+        ge=1,
     )
-    minutes: float | None = option(None, description="wall time of tuning", unit="min", gt=0)
+    minutes: float | None = option(
+        None,
+        description="wall time of tuning; null where another limit is given",
+        unit="min",
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.steps is None and self.evaluations is None and self.minutes is None:
             raise ValueError("a run needs an end: give budget.steps, .evaluations or .minutes")
+        if self.evaluations is not None and self.evaluations < self.batch_size:
+            raise ValueError(
+                f"budget.evaluations ({self.evaluations}) has no room for one batch "
+                f"(budget.batch_size {self.batch_size})"
+            )
         return self
 
 
@@ -216,15 +249,19 @@ class EvaluationSettings(Settings):
 
     samples: int = option(1000, description="crystals from each model and seed", ge=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = option(
-        (1, 2, 3), description="one comparison for each", min_length=1
+        (1,), description="one comparison for each", min_length=1
     )
     hulls: tuple[str, ...] = option(
-        (), description="further reference hulls to judge by, names or paths"
+        ("chgnet",), description="further reference hulls to judge by, names or paths"
     )
     stable_below: float = option(
         0.1, description="stable means an energy above hull below this", unit="eV/atom"
     )
-    relax: bool = option(False, description="relax crystals before judging them")
+    relax: bool = option(
+        False,
+        description="relax the crystals of both models before judging them, whatever the "
+        "objective does; takes much longer",
+    )
     coordinate_temperature: float | None = option(
         None,
         description="of coordinates and lattice when base and tuned are compared; null for the "
@@ -232,6 +269,13 @@ class EvaluationSettings(Settings):
         gt=0,
         le=10,
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed stands in the list twice: its samples would be counted twice")
+        return value
 
 
 class OutputSettings(Settings):
@@ -254,6 +298,10 @@ def _default_objective() -> ObjectiveSettings:
     return ObjectiveSettings(terms=(TermSettings(property="e_above_hull", shaping=shaping),))
 
 
+def _default_budget() -> BudgetSettings:
+    return BudgetSettings(evaluations=30_000, minutes=8)
+
+
 class Recipe(Settings):
     """A whole run."""
 
@@ -264,13 +312,16 @@ class Recipe(Settings):
         0, description="processes that evaluate; 0 for one on each core", ge=0, le=4096
     )
     device: str = option(
-        "auto", description="where the policy computes", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+        "auto",
+        description="where the policy computes: cpu, cuda, cuda:1, ... or mps; auto for CUDA where "
+        "there is one, else cpu",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
     )
     model: ModelSettings = option(ModelSettings, description="where the policy starts")
     condition: ConditionSettings = option(ConditionSettings, description="what sampling is held to")
     objective: ObjectiveSettings = option(_default_objective, description="what is wanted")
     algorithm: PPOSettings = option(PPOSettings, description="how the policy learns")
-    budget: BudgetSettings = option(description="when to stop")
+    budget: BudgetSettings = option(_default_budget, description="when to stop")
     evaluation: EvaluationSettings = option(
         EvaluationSettings, description="how the result is judged"
     )
@@ -353,15 +404,24 @@ class Key:
     text: str
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
-    """Every key of a settings model, section by section; kinds of shaping are not opened."""
+def describe(
+    model: type[BaseModel], prefix: str = "", section: BaseModel | None = None
+) -> Iterator[Key]:
+    """Every key of a settings model, section by section; kinds of shaping are not opened.
+
+    Args:
+        model: the settings.
+        prefix: of the keys.
+        section: the defaults where they are not those of the single fields.
+    """
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra
         unit = extra.get("unit") if isinstance(extra, dict) else None
         text = (field.description or "") + (f" [{unit}]" if unit else "")
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from describe(inner, f"{prefix}{name}.")
+            default_section = field.get_default(call_default_factory=True)
+            yield from describe(inner, f"{prefix}{name}.", default_section)
             continue
         entries = [entry for entry in get_args(inner) if isinstance(entry, type)]
         sections = [entry for entry in entries if issubclass(entry, BaseModel)]
@@ -374,6 +434,8 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
         default = "required"
         if not field.is_required():
             value = field.get_default(call_default_factory=True)
+            if section is not None:
+                value = getattr(section, name)
             default = json.dumps(list(value) if isinstance(value, tuple) else value)
         yield Key(f"{prefix}{name}", default, text)
 
@@ -398,3 +460,19 @@ def check_properties(objective: ObjectiveSettings, source: str, base: Path = Pat
             plugins.custom_path(term.property, base, where)
         else:
             plugins.check_settings("nucleate.properties", term.property, term.settings, where)
+
+
+def check_bonus(recipe: Recipe) -> None:
+    """Check that the bonus for stable crystals of new formulas can be earned.
+
+    Raises:
+        RecipeError: there is one, and nothing says which crystals are stable.
+    """
+    bonus = recipe.algorithm.novelty_bonus
+    named = [{term.property, term.settings.get("name")} for term in recipe.objective.terms]
+    if bonus and not any(STABILITY in names for names in named):
+        raise RecipeError(
+            f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
+            f"It is for stable crystals, and the objective has no term {STABILITY}.",
+            f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
+        )

@@ -9,6 +9,7 @@ Every crystal that is found gets a row, whether it could be scored or not::
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from nucleate import plugins
-from nucleate.errors import InputError, RecipeError
+from nucleate.errors import InputError
 from nucleate.objectives.evaluate import make_property
-from nucleate.protocols import CostClass, Property, Status
+from nucleate.protocols import Property, Status
 from nucleate.structures.io import Record, read, source_files
 
 CHUNK = 500
@@ -117,28 +118,36 @@ def check_property(prop: str, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _property(prop: str, settings: Mapping[str, Any], workers: int) -> Iterator[Property]:
-    """The property, with worker processes behind it if it wants them."""
-    if workers == 1 or not _costly(prop):
+    """The property, with worker processes behind it if they are of use to it."""
+    potential, pooled = _pooled_potential(prop, settings)
+    if workers == 1 or not pooled:
         yield make_property(prop, settings)
         return
     from nucleate.execution.local import PooledPotential, ProcessPool
 
-    potential = settings.get("potential", "chgnet")
-    if not isinstance(potential, str):
-        raise RecipeError(f"potential can't be {potential!r}", fix="Give its name.")
-    rest = {key: value for key, value in settings.items() if key != "potential"}
-    custom = plugins.is_custom(prop)
-    with ProcessPool(workers or None, potential=None if custom else potential) as pool:
-        pooled = {} if custom else {"potential": PooledPotential(potential, pool)}
-        yield make_property(prop, rest, resources={"pool": pool, **pooled})
+    with ProcessPool(workers or None, potential=potential) as pool:
+        if potential is not None:
+            settings = {**settings, "potential": PooledPotential(potential, pool)}
+        yield make_property(prop, settings, resources={"pool": pool})
 
 
-def _costly(prop: str) -> bool:
-    """Whether a property is worth worker processes."""
+def _pooled_potential(
+    prop: str, settings: Mapping[str, Any]
+) -> tuple[str | Mapping[str, Any] | None, bool]:
+    """The potential that worker processes compute, if any, and whether there is work for them.
+
+    A potential of another interpreter has processes of its own.
+    """
     if plugins.is_custom(prop):
-        return True
-    made = plugins.load(plugins.PROPERTIES, prop)
-    return getattr(made, "cost", CostClass.MODEL) is not CostClass.COMPOSITION
+        return None, True
+    parameters = inspect.signature(plugins.load(plugins.PROPERTIES, prop)).parameters
+    if "potential" not in parameters:
+        return None, "pool" in parameters
+    potential = settings.get("potential", parameters["potential"].default)
+    isolated = isinstance(potential, Mapping) and potential.get("python") is not None
+    if isolated or not isinstance(potential, (str, Mapping)):
+        return None, "pool" in parameters
+    return potential, True
 
 
 def _score_chunk(prop: Property, records: Sequence[Record]) -> list[dict[str, Any]]:

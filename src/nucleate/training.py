@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from nucleate.models import model_folder
 from nucleate.policies.checkpoint import build_policy, load_policy
 from nucleate.policies.pretraining import Pretraining, PretrainingConfig
 from nucleate.policies.published import PublishedConfig
+from nucleate.policies.published_policy import PublishedPolicy
 from nucleate.policies.site_transformer import SiteTransformerConfig
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.structures.datasets import TokenDataset
@@ -129,14 +131,17 @@ def pretrain(
     Raises:
         InputError: the data can't be read, or ``out`` holds a training already.
         CheckpointError: nothing to resume, or the checkpoint is truncated.
-        RecipeError: an unknown size of the network, or more crystals in a batch than there are.
+        RecipeError: an unknown size of the network or device, or a batch that the crystals don't
+            fill or the processes can't share equally.
+        NucleateError: the training diverged.
     """
     settings, out = settings or PretrainingSettings(), Path(out)
     data, held_out = TokenDataset.open(train), TokenDataset.open(validation)
     _check(settings, data, out, resume)
     with _processes(device) as (chosen, rank):
         torch.manual_seed(settings.seed)
-        policy = _policy(network, settings, init, data)
+        policy = _policy(network, settings, init)
+        _check_sites(policy, (data, held_out))
         policy.metadata = _card(settings, data, held_out, command)
         policy.network.to(torch.device(chosen))
         training = Pretraining(policy, data, held_out, out, settings.config())
@@ -159,6 +164,14 @@ def _check(settings: PretrainingSettings, data: TokenDataset, out: Path, resume:
             f"{data.path}.",
             fix=f"Set batch_size to at most {len(data)}.",
         )
+    world = _world()
+    if settings.batch_size % world:
+        nearest = max(1, settings.batch_size // world) * world
+        raise RecipeError(
+            f"batch_size ({settings.batch_size}) can't be shared equally by {world} processes.",
+            "It counts the crystals of all of them.",
+            f"Set batch_size to a multiple of {world}, such as {nearest}.",
+        )
     there = (out / CHECKPOINT).is_file()
     if there and not resume:
         raise InputError(
@@ -174,9 +187,7 @@ def _check(settings: PretrainingSettings, data: TokenDataset, out: Path, resume:
         )
 
 
-def _policy(
-    network: str, settings: PretrainingSettings, init: str | Path | None, data: TokenDataset
-) -> WyckoffPolicy:
+def _policy(network: str, settings: PretrainingSettings, init: str | Path | None) -> WyckoffPolicy:
     """A new policy, or one with the weights of another model."""
     if init is not None:
         if settings.network:
@@ -185,7 +196,14 @@ def _policy(
                 "The network is that of the model.",
                 "Leave out 'network' or --init.",
             )
-        return load_policy(model_folder(init))
+        policy = load_policy(model_folder(init))
+        if isinstance(policy, PublishedPolicy) and policy.lengths_and_angles:
+            raise RecipeError(
+                f"Training can't start from {init}, an imported model.",
+                "Its lattices are drawn as lengths and angles, those of a training otherwise.",
+                "Start from a model that was trained here, or leave out --init.",
+            )
+        return policy
     kind = PublishedConfig if network == "published" else SiteTransformerConfig
     known = {field.name for field in fields(kind)}
     for name in settings.network:
@@ -194,13 +212,19 @@ def _policy(
                 f"The network {network!r} has no size {name!r}.", fix=did_you_mean(name, known)
             )
     config = kind(**settings.network)  # type: ignore[arg-type]
-    longest = int(data.n_sites.max(initial=0))
-    if longest > config.max_sites:
-        raise RecipeError(
-            f"{data.path} has crystals of {longest} sites, the network takes {config.max_sites}.",
-            fix=f"Prepare the data with --max-sites {config.max_sites}, or set the network's size.",
-        )
     return build_policy({"network": config.network, "config": config.to_dict(), "metadata": {}})
+
+
+def _check_sites(policy: WyckoffPolicy, datasets: Sequence[TokenDataset]) -> None:
+    """Refuse crystals that the network can't hold: their likelihood would be zero."""
+    most = policy.network.config.max_sites
+    for data in datasets:
+        longest = int(data.n_sites.max(initial=0))
+        if longest > most:
+            raise RecipeError(
+                f"{data.path} has crystals of {longest} sites, the network takes {most}.",
+                fix=f"Prepare the data with --max-sites {most}, or set the network's size.",
+            )
 
 
 def _card(
@@ -217,16 +241,20 @@ def _card(
         "data_sha256": data.digest,
         "data_crystals": len(data),
         "data_filters": data.meta.get("filters", {}),
-        "data_sources": [
-            {key: entry.get(key) for key in ("path", "sha256")}
-            for entry in data.meta.get("sources", [])
-        ],
+        "data_sources": data.meta.get("sources", []),
+        "data_labels": _labels(data),
         "validation": held_out.path.name,
         "validation_sha256": held_out.digest,
+        "validation_labels": _labels(held_out),
         "settings": settings.model_dump(mode="json"),
         "command": list(sys.argv if command is None else command),
         "versions": _versions(),
     }
+
+
+def _labels(data: TokenDataset) -> dict[str, Any]:
+    """Where the labels of prepared crystals come from: counts by label, and the table's hash."""
+    return {"counts": data.meta.get("label_counts", {}), "table": data.meta.get("label_table")}
 
 
 def _versions() -> dict[str, str]:
@@ -242,22 +270,51 @@ def _versions() -> dict[str, str]:
 @contextmanager
 def _processes(device: str | None) -> Iterator[tuple[str, int]]:
     """Device and rank of this process; joins the others that ``torchrun`` has started."""
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    cuda = torch.cuda.is_available() if device in (None, "auto") else str(device).startswith("cuda")
-    if cuda and not torch.cuda.is_available():
-        raise RecipeError(
-            f"device {device!r} is not there", "torch sees no CUDA device", "use --device cpu"
-        )
-    chosen = device if device not in (None, "auto") else ("cuda" if cuda else "cpu")
-    if world == 1:
-        yield str(chosen), 0
+    rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device)
+    if _world() == 1:
+        yield chosen, 0
         return
-    if cuda:
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        torch.cuda.set_device(local)
+    if chosen.startswith("cuda"):
+        if local >= torch.cuda.device_count():
+            raise RecipeError(
+                f"process {local} of this machine has no GPU of its own.",
+                f"torch sees {torch.cuda.device_count()}.",
+                "Start as many processes as there are GPUs (--nproc-per-node), or use "
+                "--device cpu.",
+            )
         chosen = f"cuda:{local}"
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if chosen.startswith("cuda") else "gloo")
     try:
-        yield str(chosen), rank
+        yield chosen, rank
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _world() -> int:
+    """Processes that ``torchrun`` has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _device(name: str | None) -> str:
+    """The device asked for, or the GPU where there is one.
+
+    Raises:
+        RecipeError: another kind of device than cpu and cuda, or a GPU that is not there.
+    """
+    n_gpus = torch.cuda.device_count()
+    if name in (None, "auto"):
+        return "cuda" if n_gpus else "cpu"
+    known = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if known is None:
+        raise RecipeError(
+            f"Training doesn't know the device {name!r}.", fix="Use auto, cpu, cuda or cuda:1."
+        )
+    if name != "cpu" and int(known[1] or 0) >= n_gpus:
+        raise RecipeError(
+            f"The device {name!r} is not there.",
+            f"torch sees {n_gpus} CUDA devices.",
+            "Use --device cpu, or look at CUDA_VISIBLE_DEVICES and at how torch was installed.",
+        )
+    return name

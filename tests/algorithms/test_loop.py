@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,22 @@ from tiny import condition, tiny_policy
 
 HELD = condition(2, 62, 166, 221, max_atoms=16)
 BATCH, STEPS = 16, 5
-SHAPING = {"type": "linear", "low": 0.0, "high": 20.0}
-TERMS = [{"property": "density", "shaping": SHAPING}]
+TERMS = [
+    {"property": "e_above_hull", "shaping": {"type": "clip", "low": -1, "high": 1}},
+]
+DENSITY = [
+    {"property": "density", "shaping": {"type": "linear", "low": 0.0, "high": 20.0}},
+]
+
+
+class MadeUpEnergy(Density):
+    """Numbers that depend on the crystal alone, half of them below 0, and cost nothing."""
+
+    name, unit, key = "e_above_hull", "eV/atom", "made up"
+
+    def evaluate(self, structures):
+        scores = super().evaluate(structures)
+        return replace(scores, value=np.sin(7 * scores.value))
 
 
 def recipe(**sections: dict[str, Any]) -> Recipe:
@@ -52,11 +67,10 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def make(run: RunDirectory, settings: Recipe, properties: dict[str, Any] | None = None) -> Loop:
+def make(run: RunDirectory, settings: Recipe) -> Loop:
     """The loop of a run, from where it stands."""
-    objective = Objective.from_settings(
-        settings.objective, run.store(), properties=properties or {"density": Density()}
-    )
+    properties = {"e_above_hull": MadeUpEnergy(), "density": Density()}
+    objective = Objective.from_settings(settings.objective, run.store(), properties=properties)
     known = FormulaIndex(np.zeros(0, dtype=np.uint64))
     loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, HELD, known, run)
     loop.restore()
@@ -242,7 +256,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, killed, name):
 
 def test_a_run_learns_and_records_all_it_did(whole):
     with RunDirectory.open(whole, read_only=True) as run, run.store(read_only=True) as store:
-        metrics, table = store.metrics(), store.crystals("density")
+        metrics, table = store.metrics(), store.crystals("e_above_hull")
         log = run.read_log()
         checkpoint = run.latest_checkpoint()
     assert len(table["digest"]) == STEPS * BATCH and len(metrics) == len(log) == STEPS
@@ -254,12 +268,17 @@ def test_a_run_learns_and_records_all_it_did(whole):
         assert funnel[0] == BATCH and funnel == sorted(funnel, reverse=True)
         ok = np.array([status == "ok" for status in table["status"][mine]])
         assert row["funnel"]["scored"] == ok.sum()
+        stable = ok & (table["e_above_hull"][mine] < 0.1)
+        assert row["funnel"]["stable"] == stable.sum() == round(BATCH * row["stable_fraction"])
+        assert not table["bonus"][mine][~stable].any()
         assert sum(row["failures"].values()) == BATCH - ok.sum()
         for name in ("kl", "entropy", "clip_fraction", "gradient_norm", "evaluations"):
             assert np.isfinite(row[name])
     assert metrics[-1]["evaluations"] == len(
         {d for d, s in zip(table["digest"], table["status"], strict=True) if s == "ok"}
     )
+    assert 0 < sum(row["funnel"]["stable"] for row in metrics) < STEPS * BATCH
+    assert table["bonus"].any()
     before = tiny_policy(0).network.state_dict()
     after = checkpoint.state["algorithm"]["network"]
     assert not torch.equal(before["species_bias"], after["species_bias"])
@@ -277,7 +296,7 @@ def test_never_more_evaluations_than_asked_for(tmp_path, evaluations):
     settings = recipe(budget={"steps": None, "evaluations": evaluations})
     loop, reason = run_here(tmp_path / "run", settings)
     with RunDirectory.open(tmp_path / "run", read_only=True) as run, run.store() as store:
-        spent = store.evaluations_spent("density")
+        spent = store.evaluations_spent("e_above_hull")
         sampled = len(store.crystals()["digest"])
     assert spent <= evaluations < spent + BATCH
     assert str(spent) in reason
@@ -292,6 +311,24 @@ def test_time_is_a_budget(tmp_path):
         assert loop.run() == "1 minutes passed"
         assert loop.step == 1
         loop.objective.close()
+        again = make(run, settings)
+        assert again._resumed_tokens is not None
+        again._submit = None  # what was drawn ahead is not paid for once time is over
+        assert again.run() == "1 minutes passed"
+        assert again.step == 1
+
+
+def test_nothing_is_called_stable_where_stability_is_not_measured(tmp_path):
+    settings = recipe(objective={"terms": DENSITY}, budget={"steps": 2})
+    loop, _ = run_here(tmp_path / "run", settings)
+    assert not loop.bonus.seen
+    with RunDirectory.open(tmp_path / "run", read_only=True) as run, run.store() as store:
+        assert store.crystals()["status"].tolist().count("ok") > 0
+        assert not store.crystals()["bonus"].any()
+        for row in store.metrics() + run.read_log():
+            assert row["stable_fraction"] is None and row["new_fraction"] is None
+            assert set(row["funnel"]) == {"sampled", "decodable", "valid", "scored"}
+            assert row["scored_fraction"] > 0
 
 
 def test_the_guard_stops_the_run_for_good_or_holds_it_nearer_to_the_prior(tmp_path):
@@ -341,7 +378,8 @@ def test_crystals_that_fail_cost_only_themselves(tmp_path):
         loop.run()
         metrics = loop.store.metrics()
         loop.objective.close()
+    assert any("failed" in reason for row in metrics for reason in row["failures"])
     for row in metrics:
-        assert any("failed" in reason for reason in row["failures"])
+        assert row["funnel"]["scored"] > 0
         assert np.isfinite(row["reward_mean"]) and np.isfinite(row["kl"])
     assert all(w.isfinite().all() for w in loop.policy.network.parameters())

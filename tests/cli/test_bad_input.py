@@ -92,6 +92,30 @@ def test_data_of_which_nothing_is_left(nucleate: Run, tmp_path: Path, nacl: Path
     assert not (tmp_path / "prepared").exists()
 
 
+def test_labels_from_a_table_of_scores(nucleate: Run, tmp_path: Path) -> None:
+    (tmp_path / "crystals.csv").write_text(f'id,e_hull,cif\na,,"{NACL}"\nb,0.5,"{NACL}"\n')
+    scored = nucleate("score", "crystals.csv", "--property", "density", "--out", "scores.csv")
+    assert scored.code == 0, scored.err
+    prepare = ("data", "prepare", "crystals.csv", "prepared", "--labels", "scores.csv")
+    for options, code, words in (
+        ((), 3, ["scores.csv", "label", "density", "--label"]),
+        (("--label", "e_hull=densty"), 3, ["scores.csv", "'densty'", "'density'"]),
+        (("--label", "e_hul=density"), 2, ["'e_hul'", "'e_hull'"]),
+        (("--label", "density"), 2, ["--label density", "e_hull=COLUMN"]),
+        (("--label", "e_hull=density", "--split", "val"), 2, ["--split", "crystals.csv"]),
+    ):
+        outcome = nucleate(*prepare, *options)
+        assert outcome.code == code, outcome.err
+        names(outcome.err, *words)
+        assert not (tmp_path / "prepared").exists()
+    lone = nucleate("data", "prepare", "crystals.csv", "prepared", "--label", "e_hull=density")
+    assert lone.code == 2
+    names(lone.err, "--labels")
+    outcome = nucleate(*prepare, "--label", "e_hull=density")
+    assert outcome.code == 0, outcome.err
+    assert "e_hull: 1 from the source, 1 from the table, 0 unknown" in outcome.out
+
+
 def test_an_unknown_key_of_a_recipe(nucleate: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\nbudget:\n  stps: 3\n")
     outcome = nucleate("tune", "mine.yaml")

@@ -47,6 +47,13 @@ def test_constraints_reach_the_sampler(nucleate: Run, tmp_path: Path, model: Pat
     assert {row["formula"] for row in rows} == {"Na"}
 
 
+def test_the_size_of_cells_can_be_limited(nucleate: Run, tmp_path: Path, model: Path) -> None:
+    limits = ("--space-groups", "1", "--max-atoms", 2)
+    assert nucleate("sample", model, "-n", 5, *limits, "--out", "x.csv").code == 0
+    with (tmp_path / "x.csv").open() as stream:
+        assert all(int(row["n_atoms"]) <= 2 for row in csv.DictReader(stream))
+
+
 def test_cifs_are_not_mixed_with_those_of_another_sampling(nucleate: Run, model: Path) -> None:
     assert nucleate("sample", model, "-n", 1, "--out", "cifs").code == 0
     outcome = nucleate("sample", model, "-n", 1, "--out", "cifs")
@@ -107,6 +114,22 @@ def test_doctor_looks_at_everything(nucleate: Run) -> None:
     assert outcome.code == (1 if "problem" in outcome.err else 0)
 
 
+def test_doctor_says_which_package_a_potential_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nucleate import doctor
+
+    def version(package: str) -> str:
+        if package == "mace-torch":
+            raise doctor.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    found = {check.name: check for check in doctor._plugins()}
+    assert found["potentials/mace"].level is doctor.Level.NOTE
+    assert "pip install mace-torch" in found["potentials/mace"].detail
+    assert found["potentials/sevennet"].level is doctor.Level.OK
+    assert found["potentials/chgnet"].level is doctor.Level.OK
+
+
 def test_sources_name_licence_and_citation(nucleate: Run) -> None:
     outcome = nucleate("data", "sources")
     for word in ("mp-20", "alex-20", "alex-mp-20", "CC BY 4.0", "cite:"):
@@ -159,7 +182,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, model: Path
         "workers": 1,
         "model": {"checkpoint": str(model)},
         "objective": {"terms": [{"property": "density", "shaping": shaping}]},
-        "algorithm": {"minibatch": 8, "guard": {"action": "off"}},
+        "algorithm": {"minibatch": 8, "novelty_bonus": 0, "guard": {"action": "off"}},
         "budget": {"batch_size": 8, "steps": 100_000},
         "evaluation": {"samples": 4, "seeds": [1], "hulls": []},
         "output": {"checkpoint_every": 1, "best": 2},

@@ -69,6 +69,37 @@ def test_the_panel_shows_crystals_reward_cost_and_time(monkeypatch: pytest.Monke
     assert "takes 0:10 more" in text or "takes 0:20 more" in text
 
 
+@pytest.mark.parametrize("stable", [0.25, float("nan")])
+def test_a_run_without_stability_says_nothing_of_it(
+    capsys: pytest.CaptureFixture[str], stable: float
+) -> None:
+    display = progress.TuningProgress()
+    display.step(METRICS | {"stable_fraction": stable, "new_fraction": stable})
+    for said in (capsys.readouterr().err, shown(display)):
+        assert ("stable 25%" in said) == ("new 25%" in said) == (stable == 0.25)
+        assert "nan" not in said
+
+
+def test_cores_are_those_that_the_workers_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nucleate.execution.local.available_cores", lambda: 3)
+    display = progress.TuningProgress()
+    display.expect(load_recipe("stability"))
+    assert display.workers == 3
+    display.expect(load_recipe("stability", ["workers=5"]))
+    assert display.workers == 5
+
+
+def test_skipped_steps_of_a_training_are_shown() -> None:
+    display = progress.TrainingProgress()
+    display.live = object()
+    done = {"step": 1, "epoch": 0.1, "loss": 30.0, "skipped_steps": 0, "crystals_per_second": 9.0}
+    display.step(done)
+    assert "skipped" not in shown(display)
+    display.step(done | {"step": 2, "loss": float("nan"), "skipped_steps": 1})
+    assert "1 steps skipped" in shown(display)
+    assert "loss 30.000 nat" in shown(display)
+
+
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     display = progress.TuningProgress()
     with display:

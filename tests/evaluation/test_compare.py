@@ -36,6 +36,21 @@ def test_unequal_sample_counts_are_refused(judged: Evaluation) -> None:
         compare([judged], [judged, judged])
 
 
+def test_sets_of_unequal_sizes_are_refused_though_their_sum_is_equal(judged: Evaluation) -> None:
+    half = replace(judged, summary={**judged.summary, "n": 4})
+    double = replace(judged, summary={**judged.summary, "n": 8})
+    with pytest.raises(ValueError, match="uniqueness"):
+        compare([double], [half, half])
+
+
+@pytest.mark.parametrize(("key", "value"), [("relaxed", True), ("stable", "below 0.2")])
+def test_sets_judged_differently_are_refused(judged: Evaluation, key: str, value: object) -> None:
+    settings = {**judged.summary["settings"], key: value}
+    other = replace(judged, summary={**judged.summary, "settings": settings})
+    with pytest.raises(ValueError, match=f"judged differently: {key}"):
+        compare([judged], [other])
+
+
 def test_a_hull_on_one_side_only_is_refused(judged: Evaluation) -> None:
     by_hull = {"chgnet": judged.summary["fractions_by_hull"]["chgnet"]}
     other = replace(judged, summary={**judged.summary, "fractions_by_hull": by_hull})

@@ -18,9 +18,9 @@ from pymatgen.core import Lattice, Structure
 from nucleate.execution.local import PooledPotential, ProcessPool, submit_relaxations
 from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
-from nucleate.physics.potentials import WorkerCrashError
+from nucleate.physics.potentials import WorkerCrashError, get_potential
 from nucleate.physics.relax import RelaxStatus
-from nucleate.protocols import Potential
+from nucleate.protocols import Potential, PotentialResult
 
 
 def square(items: list[int]) -> list[int | Exception]:
@@ -73,6 +73,35 @@ def test_exception_of_a_chunk_costs_only_its_item(pool: ProcessPool) -> None:
     assert results[0] == 6
     assert isinstance(results[1], RuntimeError)
     assert results[2] == 8
+
+
+@pytest.mark.parametrize("items", [[5], [5, 6]])
+def test_what_is_no_list_is_the_failure_of_its_items(pool: ProcessPool, items: list[int]) -> None:
+    (future,) = pool.map_chunks(len, items, 2)
+    results = future.result(timeout=60)
+    assert len(results) == len(items)
+    for result in results:
+        assert isinstance(result, TypeError)
+        assert "len returned int" in str(result)
+
+
+def test_too_few_results_are_the_failure_of_their_items(pool: ProcessPool) -> None:
+    (future,) = pool.map_chunks(set, [5, 5], 2)
+    assert future.result(timeout=60) == [5, 5]  # each alone gives as many as it got
+    (future,) = pool.map_chunks(str, [5], 1)  # "[5]", three characters
+    assert "another number of results, 3 for 1 items" in str(future.result(timeout=60)[0])
+
+
+def test_a_potential_with_settings_in_the_pool(pool: ProcessPool) -> None:
+    spec = {"name": "ase", "calculator": "ase.calculators.lj:LennardJones", "arguments": {"rc": 6}}
+    pooled = PooledPotential(spec, pool)
+    (ours,), (theirs,) = (
+        pooled.evaluate([rock_salt(5.6)]),
+        get_potential(spec).evaluate([rock_salt(5.6)]),
+    )
+    assert isinstance(ours, PotentialResult)
+    assert isinstance(theirs, PotentialResult)
+    assert ours.energy == pytest.approx(theirs.energy)
 
 
 def rock_salt(a: float) -> Structure:

@@ -11,7 +11,7 @@ from nucleate.errors import RecipeError
 from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
 from nucleate.physics.potentials import AsePotential
-from nucleate.physics.relax import RelaxSettings, RelaxStatus, relax
+from nucleate.physics.relax import TIGHT, RelaxSettings, RelaxStatus, equilibrium, relax
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,33 @@ def test_each_crystal_ends_for_its_own_reason(argon: AsePotential) -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(RecipeError, match="positive"):
         RelaxSettings(fmax=0.0)
+
+
+def test_settings_of_a_recipe_change_the_defaults() -> None:
+    assert TIGHT.updated(False) is None
+    assert TIGHT.updated(True) is TIGHT
+    changed = TIGHT.updated({"max_steps": 7})
+    assert changed == RelaxSettings(fmax=TIGHT.fmax, max_steps=7, symprec=TIGHT.symprec)
+    assert TIGHT.updated(RelaxSettings()) == RelaxSettings()
+    with pytest.raises(RecipeError, match="Did you mean 'max_steps'"):
+        TIGHT.updated({"maxsteps": 7})
+
+
+def test_equilibrium_is_a_primitive_cell_or_a_reason(argon: AsePotential) -> None:
+    cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.1), ["Ar"], [[0] * 3])
+    squeezed = Structure(Lattice.cubic(2.0), ["Ar"], [[0, 0, 0]])
+    broken = Cell(np.eye(3) * 5, np.array([18]), np.full((1, 3), np.nan))
+    fine = RelaxSettings(fmax=1e-4, max_steps=500, symprec=0.01)
+    cell, exploded, nothing = equilibrium([cubic, squeezed, broken], argon, fine)
+    assert isinstance(cell, Cell)
+    assert len(cell.numbers) == 1
+    [alone] = relax([cubic], argon, fine)
+    assert np.linalg.det(cell.lattice) == pytest.approx(alone.structure.volume / 4, rel=1e-3)
+    assert str(exploded).startswith("relaxation exploded: ")
+    assert "not finite" in str(nothing)
+    [early] = equilibrium([cubic], argon, RelaxSettings(fmax=1e-6, max_steps=2))
+    assert str(early).startswith("relaxation not converged: ")
+    [late] = equilibrium([cubic], argon, RelaxSettings(fmax=1e-6, timeout=0.0))
+    assert isinstance(late, TimeoutError)
+    [as_given] = equilibrium([cubic], argon, None)
+    assert np.linalg.det(as_given.lattice) == pytest.approx(5.1**3 / 4)

@@ -12,17 +12,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nucleate.policies.distributions import (
+    MAX_CONCENTRATION,
+    MIN_SIGMA,
+    SHARPEST,
     categorical,
     gaussian_mixture_log_prob,
     masked_log_softmax,
     sample_gaussian_mixture,
     sample_von_mises,
     split_gaussians,
+    split_mixture,
     von_mises_log_prob,
+    wrapped,
 )
 from tiny import generator
 
 TEMPERATURES = (0.5, 1.0, 2.0)
+COLD = (0.01, 0.1, 0.3)
 
 
 def mixture(seed: int, concentration: float) -> torch.Tensor:
@@ -32,7 +38,7 @@ def mixture(seed: int, concentration: float) -> torch.Tensor:
     return torch.tensor(raw, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("temperature", [*COLD, *TEMPERATURES])
 @pytest.mark.parametrize("concentration", [-9.0, 1.0, 30.0, 3000.0])
 def test_von_mises_density_integrates_to_one(concentration, temperature):
     grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
@@ -42,13 +48,13 @@ def test_von_mises_density_integrates_to_one(concentration, temperature):
     assert torch.trapezoid(density, grid) * 2 * math.pi == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("temperature", [*COLD, *TEMPERATURES])
 @pytest.mark.parametrize("concentration", [-9.0, 1.0, 30.0, 3000.0])
 def test_von_mises_sampler_follows_the_density(concentration, temperature):
     n = 20_000
     raw = mixture(2, concentration)
     drawn = sample_von_mises(raw.expand(n, -1), generator(3), temperature=temperature)
-    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert drawn.min() >= 0 and drawn.max() < 1
     grid = torch.linspace(0, 1, 40_001)
     density = von_mises_log_prob(raw.expand(len(grid), -1), grid, temperature=temperature).exp()
     cumulative = np.r_[0, np.cumsum(density[1:].double().numpy() + density[:-1].double().numpy())]
@@ -67,6 +73,51 @@ def test_coordinates_wrap_around():
     below, above = (drawn > 0.5).float().mean(), (drawn < 0.5).float().mean()
     assert abs(below - above) < 0.1
     assert torch.minimum(drawn, 1 - drawn).max() < 0.15
+
+
+def test_fractions_are_wrapped_into_the_cell():
+    edge = torch.tensor([-1e-9, 1.0, -1.0, 0.0, 2.25, -0.25])
+    assert torch.remainder(edge, 1.0)[0] == 1.0  # rounding
+    assert wrapped(edge).tolist() == [0.0, 0.0, 0.0, 0.0, 0.25, 0.75]
+
+
+@pytest.mark.parametrize("temperature", [0.001, *COLD, *TEMPERATURES])
+def test_temperature_narrows_and_widens_up_to_a_limit(temperature):
+    """Below the temperature SHARPEST, densities at the limit stay as sharp as they are there."""
+    raw = torch.cat([torch.tensor([1.0, -2.0]), torch.zeros(2), torch.tensor([5.0, 1e5])])
+    logits, location, concentration = split_mixture(raw, temperature)
+    torch.testing.assert_close(logits, raw[:2] / temperature)
+    assert torch.equal(location, raw[2:4])
+    most = MAX_CONCENTRATION / max(temperature, SHARPEST)
+    own = math.log1p(math.exp(5.0)) / temperature
+    assert concentration[0] == pytest.approx(min(own, most), rel=1e-4)
+    assert concentration[1] == pytest.approx(most)
+    raw = torch.tensor([[1.0, -2.0, 0.3, -0.3, -50.0, 1.0]])
+    logits, mean, sigma = split_gaussians(raw, 1, temperature)
+    torch.testing.assert_close(logits, raw[:, :2] / temperature)
+    assert torch.equal(mean[0, :, 0], raw[0, 2:4])
+    assert sigma[0, 0] == pytest.approx(MIN_SIGMA * max(temperature, SHARPEST) ** 0.5)
+    wide = (math.log1p(math.exp(1.0)) + MIN_SIGMA) * temperature**0.5
+    assert sigma[0, 1] == pytest.approx(wide, rel=1e-5)
+
+
+def test_double_precision_is_kept_until_the_density_is_known():
+    """A location between two single-precision numbers, under the sharpest density."""
+    raw = torch.tensor([0.0, 3.0 + 1e-7, 1e5], dtype=torch.float64).expand(1, -1)
+    assert split_mixture(raw, 1.0)[1] == 3.0 + 1e-7
+    near = torch.tensor([0.97])
+    exact = von_mises_log_prob(raw, near)
+    rounded = von_mises_log_prob(raw.float(), near)
+    assert exact.dtype == rounded.dtype == torch.float32 and exact != rounded
+    half = raw.to(torch.bfloat16)
+    assert split_mixture(half, 1.0)[0].dtype == torch.float32
+    assert split_gaussians(raw, 1, 1.0)[1].dtype == torch.float64
+    for drawn in (
+        sample_von_mises(raw, generator(0)),
+        sample_gaussian_mixture(raw, 1, generator(0)),
+        gaussian_mixture_log_prob(raw, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)),
+    ):
+        assert drawn.dtype == torch.float32
 
 
 def gaussian(seed: int) -> torch.Tensor:

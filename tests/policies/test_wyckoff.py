@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.special import softmax
 
-from nucleate.policies.condition import element_mask
-from nucleate.policies.distributions import masked_log_softmax
+from nucleate.policies.condition import Condition, element_mask
+from nucleate.policies.distributions import (
+    MAX_CONCENTRATION,
+    MIN_SIGMA,
+    SHARPEST,
+    masked_log_softmax,
+    split_gaussians,
+    split_mixture,
+)
+from nucleate.policies.site_transformer import SiteTransformer
 from nucleate.policies.tokens import Tokens
-from nucleate.policies.wyckoff import PARTS
+from nucleate.policies.wyckoff import PARTS, WyckoffPolicy
 from nucleate.structures.symmetry import symmetrise_lattice, tables
 from nucleate.structures.wyckoff import decode, encode
 from tiny import condition, generator, tiny_policy
@@ -27,7 +36,10 @@ CONDITIONS = {
     "no oxygen": condition(elements=element_mask(deny=["O"])),
     "cold": condition(temperature=0.4),
     "hot": condition(temperature=2.5),
+    "coldest": condition(temperature=0.1),
     "narrow": condition(coordinate_temperature=0.3),
+    "narrower": condition(coordinate_temperature=0.1),
+    "narrowest": condition(coordinate_temperature=0.01),
     "wide": condition(coordinate_temperature=3.0),
     "nucleus": condition(top_p=0.7),
     "small cells": condition(max_atoms=24),
@@ -73,6 +85,60 @@ def test_log_prob_is_that_of_sampling(policy, name):
     primitive = batch.n_atoms / tables().centring_order[batch.space_group.astype(int) - 1]
     assert (primitive <= held.max_atoms).all()
     assert (batch.n_sites >= 1).all() and (batch.n_sites <= 6).all()
+
+
+SHARP = {
+    "as it is": condition(max_atoms=60),
+    "narrow": condition(max_atoms=60, coordinate_temperature=0.3),
+    "narrower": condition(max_atoms=60, coordinate_temperature=0.1),
+    "narrowest": condition(max_atoms=60, coordinate_temperature=0.01),
+    "cold nucleus": condition(max_atoms=60, temperature=0.3, top_p=0.8, elements=OXIDES),
+    "fixed sites": condition(221, 225, max_atoms=8, coordinate_temperature=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def sharp_policy() -> WyckoffPolicy:
+    """Random weights of the size that ships, with densities as sharp as they may be."""
+    torch.manual_seed(0)
+    network = SiteTransformer().eval()
+    geometry, draws = network.geometry, generator(1)
+    with torch.no_grad():
+        for head in geometry.coordinate_output:
+            _, sine, cosine, concentration = head.bias.chunk(4)
+            angle = 2 * np.pi * torch.rand(len(sine), generator=draws)
+            sine.copy_(4 * angle.sin())
+            cosine.copy_(4 * angle.cos())
+            concentration.fill_(3000.0)
+        for mixture, dimensions in ((geometry.shape_head, 5), (geometry.scale_head, 1)):
+            n_sigmas = mixture[-1].out_features * dimensions // (1 + 2 * dimensions)
+            mixture[-1].bias[-n_sigmas:] = -12.0
+        for choice in (network.letter_query, network.species_head):
+            choice[-1].weight *= 10.0
+    return WyckoffPolicy(network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARP)
+def test_log_prob_is_that_of_sampling_for_the_sharpest_densities(sharp_policy, name):
+    held = SHARP[name]
+    rollout = sharp_policy.sample(80, held, generator(4))
+    for size in (64, 7):
+        again = sharp_policy.log_prob(rollout, batch_size=size)
+        torch.testing.assert_close(again, rollout.log_prob, atol=1e-4, rtol=0)
+    # the limits were reached
+    tokens, geometry = sharp_policy.tokens(rollout), sharp_policy.network.geometry
+    with torch.no_grad():
+        encoding = geometry.encode(
+            tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species
+        )
+        raw = geometry.coordinate_raw(0, encoding.states[:, 0], tokens.frac_coords[:, 0])
+        _, _, sigma = split_gaussians(geometry.shape_raw(encoding), 5, held.coordinate_temperature)
+    _, _, concentration = split_mixture(raw, held.coordinate_temperature)
+    sharpest = max(SHARPEST, held.coordinate_temperature)
+    torch.testing.assert_close(concentration.min(), concentration.max())
+    assert concentration.max() == pytest.approx(MAX_CONCENTRATION / sharpest)
+    assert sigma.max() == pytest.approx(MIN_SIGMA * sharpest**0.5, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["nucleus", "everything"])
@@ -138,10 +204,10 @@ def test_samples_are_crystals_of_their_space_group(policy):
 def test_letters_and_species_are_drawn_as_often_as_their_probability_says(policy, options):
     n, group = 6000, 12
     held = condition(group, max_atoms=60, **options)
-    batch = policy.sample(n, held, generator(11)).batch
+    drawn = protostructures(policy, n, held, generator(11))
     network, groups = policy.network, torch.tensor([group])
     with torch.no_grad():
-        positions = network._positions(groups)
+        positions = network.embedding.positions(groups)
         state = network.start(groups, torch.zeros_like(groups)).state
         zero = torch.zeros_like(groups)
         allowed = policy._letters_allowed(groups, zero, zero, 0, held)
@@ -155,10 +221,20 @@ def test_letters_and_species_are_drawn_as_often_as_their_probability_says(policy
             species[letter] = masked_log_softmax(logits, elements, **sharpness)[0].exp()
     joint = (letters.unsqueeze(1) * species).double().numpy()
     count = np.zeros((28, 119))
-    np.add.at(count, (batch.wyckoff[:, 0], batch.species[:, 0]), 1)
+    np.add.at(count, (drawn["wyckoff"][:, 0], drawn["species"][:, 0]), 1)
     assert (count[joint == 0] == 0).all()
     for observed, expected in ((count.sum(1), joint.sum(1)), (count.ravel(), joint.ravel())):
         assert _chi_square(observed, expected * n) > 1e-3
+
+
+@torch.no_grad()
+def protostructures(
+    policy: WyckoffPolicy, n: int, held: Condition, draws: torch.Generator
+) -> dict[str, np.ndarray]:
+    """Letters and species of ``n`` crystals without the cost of their geometries."""
+    groups = held.draw_space_groups(n, draws)
+    drawn = policy._sample_protostructures(groups, held, draws)
+    return {name: value.numpy() for name, value in drawn.items()}
 
 
 def _chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
@@ -173,28 +249,59 @@ def _chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
 def test_second_letters_are_drawn_as_often_as_their_probability_says(policy):
     """A stop, a repeated letter and the count of atoms all enter the second draw's mask."""
     held = condition(47, max_atoms=4, elements=element_mask(["Fe"]))
-    batch = policy.sample(8000, held, generator(3)).batch
-    # a fixed position, so that the second draw depends on no coordinate
-    first = int(np.bincount(batch.wyckoff[tables().dof[46, batch.wyckoff[:, 0]] == 0, 0]).argmax())
-    chosen = batch[batch.wyckoff[:, 0] == first]
-    tokens = Tokens.from_batch(chosen[:1])
+    drawn = protostructures(policy, 8000, held, generator(3))
+    wyckoff = drawn["wyckoff"]
+    # a position without freedom, which may be taken once
+    first = int(np.bincount(wyckoff[tables().dof[46, wyckoff[:, 0]] == 0, 0]).argmax())
+    second = wyckoff[wyckoff[:, 0] == first, 1]
+    group, letter = torch.tensor([47]), torch.tensor([first])
     with torch.no_grad():
         states, positions = policy.network.trunk(
-            tokens.space_group,
-            tokens.stability,
-            tokens.wyckoff[:, :1],
-            tokens.species[:, :1],
-            tokens.frac_coords[:, :1],
+            group, torch.zeros_like(group), letter[:, None], torch.tensor([[26]])
         )
-        atoms = policy.tables.atoms[47, first].reshape(1)
-        allowed = policy._letters_allowed(tokens.space_group, torch.tensor([first]), atoms, 1, held)
+        atoms = policy.tables.atoms[group, letter]
+        allowed = policy._letters_allowed(group, letter, atoms, 1, held)
         logits = policy.network.letter_logits(states, positions)[:, 1]
         expected = masked_log_softmax(logits, allowed)[0].exp().double().numpy()
     assert expected[first] == 0 and expected[0] > 0
-    second = chosen.wyckoff[:, 1] if chosen.wyckoff.shape[1] > 1 else np.zeros(len(chosen))
-    observed = np.bincount(second.astype(int), minlength=28)
+    observed = np.bincount(second, minlength=28)
     assert (observed[expected == 0] == 0).all()
-    assert _chi_square(observed.astype(float), expected * len(chosen)) > 1e-3
+    assert _chi_square(observed.astype(float), expected * len(second)) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@torch.no_grad()
+def test_coordinates_and_lattices_are_drawn_from_the_densities_that_score_them(temperature):
+    """Of one atom in P1: cumulative probabilities of what was drawn are spread evenly."""
+    policy, n = tiny_policy(6), 1500
+    held = condition(1, max_atoms=1, coordinate_temperature=temperature)
+    tokens = policy.tokens(policy.sample(n, held, generator(5)))
+    geometry, shape, coords = policy.network.geometry, tokens.parameters[:, 1:], tokens.frac_coords
+    encoding = geometry.encode(tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species)
+    states = geometry.decode(
+        encoding,
+        geometry.shape_state(shape),
+        torch.tensor([[1, 0]]).expand(n, -1),
+        torch.nn.functional.pad(coords, (0, 0, 0, 1)),
+    )
+    below = []
+    for axis in range(3):
+        raw = geometry.coordinate_raw(axis, states[:, 0], coords[:, 0])
+        logits, location, sharpness = (x.double().numpy() for x in split_mixture(raw, temperature))
+        angle = 2 * np.pi * (coords[:, 0, axis, None].double().numpy() - 0.5)
+        upper, lower = (stats.vonmises.cdf(x, sharpness, location) for x in (angle, -np.pi))
+        below.append((softmax(logits, axis=1) * (upper - lower)).sum(1))
+    scale = geometry.scale_raw(
+        states[:, 1], tokens.contact_species, tokens.contact_features, tokens.tight
+    )
+    beyond = (tokens.parameters[:, 0] - tokens.tight)[:, None]
+    for raw, value in ((geometry.shape_raw(encoding), shape), (scale, beyond)):
+        logits, mean, sigma = split_gaussians(raw, value.shape[1], temperature)
+        normal = torch.distributions.Normal(mean, sigma).cdf(value[:, None])
+        below.extend((logits.softmax(1)[..., None] * normal).sum(1).T.numpy())
+    assert len(below) == 3 + 6
+    for probability in below:
+        assert stats.kstest(probability, "uniform").pvalue > 1e-3
 
 
 def test_neither_padding_nor_neighbours_change_a_score(policy):

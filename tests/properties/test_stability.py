@@ -17,7 +17,7 @@ class Toy:
     """Gives -2 eV/atom, or what is set for a formula; remembers what it was asked."""
 
     name = "toy"
-    level_of_theory = "PBE"
+    level_of_theory = "PBE(+U)"
     weights_hash = "0" * 64
 
     def __init__(self, correction="MP2020", **energies):
@@ -162,6 +162,19 @@ def test_energy_scales_must_agree(hull):
         dataclasses.replace(CARD, correction="none"),
     )
     assert EnergyAboveHull(Toy(correction="none"), raw).evaluate([crystal("Na")]).ok.all()
+
+
+def test_corrections_are_only_for_the_level_they_were_fitted_to(hull):
+    raw = Toy(correction="none")
+    raw.level_of_theory = "PBE(+U) with the pseudopotentials of OMat24"
+    with pytest.raises(RecipeError, match="OMat24") as caught:
+        EnergyAboveHull(raw, hull, correct=True)
+    assert "nucleate hull build" in caught.value.fix
+
+
+def test_a_potential_as_a_recipe_gives_it(hull):
+    lj = {"name": "ase", "calculator": "ase.calculators.lj:LennardJones", "correction": "MP2020"}
+    assert EnergyAboveHull(lj, hull).potential.name == "ase:ase.calculators.lj:LennardJones"
 
 
 def test_raw_energies_are_corrected():

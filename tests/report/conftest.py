@@ -58,17 +58,19 @@ def sample(seed: int, n: int, tuned: bool) -> tuple[list[Structure], np.ndarray,
     energy[rng.random(n) < 0.02] = np.nan
     status = [Status.OK if np.isfinite(e) else Status.UNSUPPORTED for e in energy]
     why = ["" if np.isfinite(e) else "the hull lacks Pm" for e in energy]
-    main = Scores(energy, status, why, {"energy_per_atom": energy - 4.2})
+    support = rng.integers(2, 90, n).astype(float)
+    extra = {"energy_per_atom": energy - 4.2, "hull_support": support}
+    main = Scores(energy, status, why, extra)
     return structures, lost, [main, Scores(energy + rng.normal(0, 0.03, n), status, why)]
 
 
-def evaluation(seed: int, n: int, tuned: bool) -> tuple[Evaluation, list[Structure | None]]:
+def evaluation(seed: int, n: int, tuned: bool) -> Evaluation:
     """A judged synthetic sample."""
     drawn, lost, scores = sample(seed, n, tuned)
     tokens, _ = encode(drawn)
     structures = [None if gone else s for s, gone in zip(drawn, lost, strict=True)]
     known = [prototype(k, a, a, x) for k in (0, 2) for a in CATIONS[:6] for x in ANIONS[:4]]
-    result = evaluate_crystals(
+    return evaluate_crystals(
         structures,
         ["two atoms on one spot" if gone else "" for gone in lost],
         tokens=tokens,
@@ -80,7 +82,6 @@ def evaluation(seed: int, n: int, tuned: bool) -> tuple[Evaluation, list[Structu
         ),
         name="tuned" if tuned else "base",
     )
-    return result, structures
 
 
 def steps(n: int, seed: int = 0) -> list[dict[str, object]]:
@@ -113,10 +114,8 @@ def steps(n: int, seed: int = 0) -> list[dict[str, object]]:
 @pytest.fixture(scope="session")
 def judged() -> tuple[Evaluation, Evaluation, Best]:
     """Base, tuned and the best tuned crystals."""
-    base, _ = evaluation(1, 150, tuned=False)
-    tuned, structures = evaluation(2, 150, tuned=True)
-    rng = np.random.default_rng(3)
-    return base, tuned, select_best(tuned, structures, 40, rng.integers(2, 90, 150).tolist())
+    base, tuned = evaluation(1, 150, tuned=False), evaluation(2, 150, tuned=True)
+    return base, tuned, select_best([tuned], 40)
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,17 @@ def test_browser_finds_no_error_makes_no_request_and_draws(
     assert len(re.findall(r'<canvas[^>]* width="\d{3}', dom)) >= 8  # sized by drawing
 
 
+def test_the_page_says_how_samples_were_drawn_and_whether_they_were_relaxed(
+    report_data: ReportData,
+) -> None:
+    assert "not stated" in render(report_data) and "unrelaxed, as sampled" in render(report_data)
+    comparison = json.loads(json.dumps(report_data.comparison))
+    comparison["tuned"]["settings"]["extra"] = {"condition": {"coordinate_temperature": 0.37}}
+    comparison["tuned"]["settings"]["relaxed"] = True
+    page = render(replace(report_data, comparison=comparison))
+    assert "coordinate temperature 0.37" in page and "relaxed before scoring" in page
+
+
 def test_hostile_text_stays_text(chromium: str, tmp_path: Path, report_data: ReportData) -> None:
     comparison = json.loads(json.dumps(report_data.comparison))
     comparison["base"]["failures"]["valid"] = {HOSTILE: 3}

@@ -13,6 +13,7 @@ from pymatgen.core import Lattice, Structure
 from nucleate.errors import InputError, StorageError
 from nucleate.structures.datasets import TokenDataset
 from nucleate.structures.io import iter_raw
+from nucleate.structures.labels import LabelTable
 from nucleate.structures.parsing import RawRecord, to_cell
 from nucleate.structures.preparation import Filters, prepare, sha256_of
 from nucleate.structures.writing import cif_text
@@ -88,6 +89,54 @@ def test_bad_rows_are_counted_and_listed(prepared, table):
     assert [json.loads(x)["source"] for x in lines] == [f"{table}:4", f"{table}:10"]
     assert dataset.meta["sources"][0]["sha256"] == sha256_of(table)
     assert dataset.meta["symprec"] == 0.01 and dataset.meta["versions"]["moyopy"]
+
+
+def test_where_labels_come_from(table, prepared, tmp_path):
+    """The source wins; the table fills in; both may be silent."""
+    scores = tmp_path / "scores.csv"
+    scores.write_text("id,better,e_form\nnolabel,0.75,-1\nm0,9,-2\nm1,9,\ncut,1,1\nelsewhere,5,5\n")
+    labels = LabelTable.read(scores, {"e_hull": "better", "e_form": "e_form"})
+    report = prepare(table, tmp_path / "x", labels=labels)
+    dataset = TokenDataset.open(tmp_path / "x")
+    assert dataset.columns["e_hull"][:] == pytest.approx(0.01 * np.r_[:30, 75], abs=1e-6)
+    known = ~np.isnan(dataset.columns["e_form"])
+    assert np.array_equal(np.asarray(dataset.ids[:])[known], ["m0", "nolabel"])
+    assert np.array_equal(dataset.columns["e_form"][known], [-2, -1])
+    assert report.label_counts == {
+        "e_hull": {"source": 30, "table": 1, "unknown": 0},
+        "e_form": {"source": 0, "table": 2, "unknown": 29},
+        "band_gap": {"source": 0, "table": 0, "unknown": 31},
+    }
+    assert dataset.meta["label_counts"] == report.label_counts
+    assert dataset.meta["label_table"] == {
+        "path": str(scores),
+        "bytes": scores.stat().st_size,
+        "sha256": sha256_of(scores),
+        "columns": {"e_hull": "better", "e_form": "e_form"},
+    }
+    _, before = prepared
+    assert before.meta["label_table"] is None
+    assert before.meta["label_counts"]["e_hull"] == {"source": 30, "table": 0, "unknown": 1}
+    two = prepare(table, tmp_path / "two", labels=labels, processes=2)
+    assert two.label_counts == report.label_counts
+    assert TokenDataset.open(tmp_path / "two").digest == dataset.digest != before.digest
+
+
+def test_filters_see_filled_labels(table, tmp_path):
+    scores = tmp_path / "scores.csv"
+    scores.write_text("id,e_hull\nnolabel,0.001\n")
+    filters = Filters(max_e_hull=0.005)
+    prepare(table, tmp_path / "x", filters=filters, labels=LabelTable.read(scores))
+    assert TokenDataset.open(tmp_path / "x").ids[:] == ["m0", "nolabel"]
+
+
+def test_a_table_of_other_crystals(table, tmp_path):
+    scores = tmp_path / "scores.csv"
+    scores.write_text("id,e_hull\nmp-1,0.001\nm0,\n")
+    with pytest.raises(InputError, match=r"scores\.csv has no label for any crystal") as error:
+        prepare(table, tmp_path / "x", labels=LabelTable.read(scores))
+    assert "'mp-1'" in error.value.why and "'m0'" in error.value.why
+    assert list(tmp_path.iterdir()) == [scores]
 
 
 def test_rows_in_any_order(prepared):

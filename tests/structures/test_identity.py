@@ -130,6 +130,8 @@ def test_from_file_and_from_dataset(cells, tmp_path):
     from_file = ReferenceSet.from_file(tmp_path / "cif")
     prepare(tmp_path / "cif", tmp_path / "tokens")
     from_tokens = ReferenceSet.from_dataset(TokenDataset.open(tmp_path / "tokens"))
+    assert from_file.source == "8 crystals of cif"
+    assert from_tokens.source == "8 crystals of tokens"
     for reference in (from_file, from_tokens):
         known, match = reference.is_known(structures)
         assert known.all() and all(name.endswith(".cif") for name in match)

@@ -3,7 +3,11 @@
 Scoring runs in other processes while this one samples the next batch and updates the policy: batch
 k + 1 is drawn, by the policy that batches up to k - 1 have made, before the scores of batch k are
 awaited, so every batch is one update old when it is learnt from. The order of events does not
-depend on how long anything takes, so a run that was killed and resumed equals one that was not.
+depend on how long anything takes, so on one machine's processor a run that was killed and resumed
+takes the same steps as one that was not, bit by bit. Where it ends is the same too if steps or
+evaluations end it. A limit in minutes does so by the clock: it counts the seconds of the steps
+that the checkpoints hold, so that what an interruption lost is not counted, and how many steps fit
+depends on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from nucleate.policies.condition import Condition
 from nucleate.policies.tokens import Tokens
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.protocols import Rollout, Status
-from nucleate.recipe import Recipe
+from nucleate.recipe import STABILITY, Recipe
 from nucleate.store.experience import Reward, SampledCrystal
 from nucleate.store.packing import pack_batch
 from nucleate.store.rundir import RunDirectory
@@ -33,7 +37,6 @@ from nucleate.structures.formulas import FormulaIndex, batch_keys
 from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
-STABILITY = "e_above_hull"
 DRAWS = ("discrete",)  # of a rollout's trace, beside tokens and condition
 
 logger = logging.getLogger(__name__)
@@ -100,12 +103,12 @@ class Loop:
         Returns:
             Why the run stopped.
         """
-        if self._resumed_tokens is not None and not self.stopped:
+        clock = time.monotonic()
+        reason = self.stopped or self._exhausted(0)
+        if self._resumed_tokens is not None and not reason:
             restored = self._restored_rollout(self._resumed_tokens)
             self._next = self._submit(restored, self.step, 0.0)
             self._resumed_tokens = None
-        clock = time.monotonic()
-        reason = self.stopped or self._exhausted(0)
         while not reason:
             if self._next is None:
                 self._next = self._sample_and_submit(self.step)
@@ -159,8 +162,9 @@ class Loop:
         waiting = time.monotonic()
         result = current.pending.result()
         batch = current.rollout.batch
-        stable = self._stable(result)
-        bonus, new = self.bonus(batch_keys(batch), stable)
+        stable, new, bonus = self._stable(result), None, np.zeros(len(batch))
+        if stable is not None:
+            bonus, new = self.bonus(batch_keys(batch), stable)
         reward = result.reward + bonus
         updating = time.monotonic()
         learnt = self.algorithm.update(current.rollout, reward, self.generator)
@@ -219,11 +223,11 @@ class Loop:
         logger.warning("collapse: %s", collapsed)
         return ""
 
-    def _stable(self, result: ObjectiveResult) -> np.ndarray:
-        """(B,) bool: stable where the objective knows stability, scored at all where not."""
+    def _stable(self, result: ObjectiveResult) -> np.ndarray | None:
+        """(B,) bool: scored, and stable; None where the objective does not measure stability."""
         scores = result.scores.get(STABILITY)
         if scores is None:
-            return result.ok
+            return None
         with np.errstate(invalid="ignore"):
             return result.ok & (scores.value < self.recipe.evaluation.stable_below)
 
@@ -232,9 +236,10 @@ class Loop:
         current: _Submitted,
         result: ObjectiveResult,
         reward: np.ndarray,
-        stable: np.ndarray,
-        new: np.ndarray,
+        stable: np.ndarray | None,
+        new: np.ndarray | None,
     ) -> dict[str, Any]:
+        """Numbers of a step; NaN, null in log and store, for what is not measured."""
         size = len(reward)
         valid = size - sum(status is Status.INVALID for status in result.status)
         metrics: dict[str, Any] = {
@@ -243,15 +248,13 @@ class Loop:
             "objective_mean": float(result.reward.mean()),
             "valid_fraction": valid / size,
             "scored_fraction": float(result.ok.mean()),
-            "stable_fraction": float(stable.mean()),
-            "new_fraction": float(new.mean()),
+            "stable_fraction": float("nan") if stable is None else float(stable.mean()),
+            "new_fraction": float("nan") if new is None else float(new.mean()),
             "funnel": {
                 "sampled": size,
                 "decodable": current.decodable,
                 "valid": valid,
                 "scored": int(result.ok.sum()),
-                "stable": int(stable.sum()),
-                "new": int(new.sum()),
             },
             "failures": {k: v for k, v in result.counts.items() if k != "ok"},
             "elements": dict(
@@ -260,6 +263,8 @@ class Loop:
                 )
             ),
         }
+        if stable is not None and new is not None:
+            metrics["funnel"] |= {"stable": int(stable.sum()), "new": int(new.sum())}
         for name, scores in result.scores.items():
             values = scores.value[scores.ok]
             metrics[f"median_{name}"] = float(np.median(values)) if len(values) else None

@@ -121,6 +121,8 @@ class PPO:
         self.optimiser = torch.optim.Adam(policy.network.parameters(), lr=settings.learning_rate)
         self.baseline = Baseline(settings.baseline_decay, settings.size_neutrality)
         self.kl_weight = settings.kl_weight
+        self.average: dict[str, torch.Tensor] = {}
+        self.updates = 0
 
     # one update ---------------------------------------------------------------------------
 
@@ -138,15 +140,14 @@ class PPO:
             Metrics of the step, log-probabilities in nats a crystal.
         """
         settings, condition = self.settings, rollout.trace["condition"]
-        tokens = self.policy.tokens(rollout)
+        tokens, continuous = self.policy.tokens(rollout), settings.continuous_weight > 0
         if settings.form == "published":
             discrete = rollout.trace["discrete"]
             parts = torch.stack([discrete, rollout.log_prob - discrete], dim=1)
         else:
-            parts = self.policy.log_prob_by_part(rollout)
+            parts = self.policy.log_prob_by_part(rollout, continuous=continuous)
         drawn_log_prob = self._weighted(parts)
-        prior_parts = self.prior.log_prob_by_part(rollout)
-        prior_log_prob = self._weighted(prior_parts)
+        prior_log_prob = self._weighted(self.prior.log_prob_by_part(rollout, continuous=continuous))
         divergence = drawn_log_prob - prior_log_prob
         target = torch.as_tensor(reward, dtype=torch.float32, device=self.policy.device)
         baselined = reward - settings.entropy_weight * drawn_log_prob.cpu().numpy()
@@ -178,12 +179,11 @@ class PPO:
                 for name, value in step.items():
                     totals[name] += value
                 totals["updates"] += 1
+        self._update_average()
         kl = float(divergence.mean())
         self._adapt(kl)
-        whole = rollout.log_prob - prior_parts.cpu().sum(1)
         return {
             "kl": kl,
-            "kl_whole": float(whole.mean()),
             "kl_weight": self.kl_weight,
             "entropy": -float(rollout.log_prob.mean()),
             "baseline": float(baseline.mean()),
@@ -281,6 +281,25 @@ class PPO:
         """Hold the policy nearer to the prior from now on."""
         self.kl_weight = max(self.kl_weight, 1e-3) * factor
 
+    # average ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the average of the weights that this update reinforced."""
+        self.updates += 1
+        decay = min(self.settings.average, (1 + self.updates) / (10 + self.updates))
+        for name, weight in self.policy.network.named_parameters():
+            if weight.grad is not None:
+                average = self.average.setdefault(name, weight.detach().clone())
+                average.lerp_(weight, 1 - decay)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Give the policy the average of its weights: the noise of the last steps is left out."""
+        weights = dict(self.policy.network.named_parameters())
+        for name, average in self.average.items():
+            weights[name].copy_(average)
+
     # state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,6 +309,8 @@ class PPO:
             "optimiser": self.optimiser.state_dict(),
             "baseline": self.baseline.state_dict(),
             "kl_weight": self.kl_weight,
+            "average": dict(self.average),
+            "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -298,6 +319,10 @@ class PPO:
         self.optimiser.load_state_dict(state["optimiser"])
         self.baseline.load_state_dict(state["baseline"])
         self.kl_weight = state["kl_weight"]
+        self.average = {
+            name: value.to(self.policy.device) for name, value in state["average"].items()
+        }
+        self.updates = state["updates"]
 
 
 @dataclass(frozen=True)

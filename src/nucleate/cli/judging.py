@@ -14,6 +14,7 @@ from nucleate.cli.options import (
     CoordinateTemperature,
     Elements,
     Exclude,
+    MaxAtoms,
     SpaceGroups,
     Temperature,
     TopP,
@@ -107,17 +108,19 @@ def evaluate(
     space_groups: SpaceGroups = None,
     elements: Elements = None,
     exclude: Exclude = None,
+    max_atoms: MaxAtoms = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     coordinate_temperature: CoordinateTemperature = None,
 ) -> None:
     """Judge a model or crystals: valid, stable, unique, novel, all three (S.U.N.)."""
     settings = condition(
-        space_groups, elements, exclude, temperature, top_p, coordinate_temperature
+        space_groups, elements, exclude, temperature, top_p, coordinate_temperature, max_atoms
     ).condition
     numbers = console.integers(seeds, "--seeds")
     if not numbers:
         raise typer.BadParameter("give at least one seed")
+    from nucleate.evaluation.compare import basis
     from nucleate.judging import DEFAULT_HULLS, evaluate
 
     result = evaluate(
@@ -138,6 +141,8 @@ def evaluate(
         console.out().print(
             console.comparison_table(result.comparison, str(against), " ".join(source))
         )
+        for line in basis(result.comparison):
+            console.result(line)
     else:
         _show_evaluations(result.evaluations)
     if out is not None:
@@ -145,15 +150,14 @@ def evaluate(
 
 
 def _show_evaluations(evaluations: list[Any]) -> None:
-    from nucleate.evaluation.compare import LABELS
+    from nucleate.evaluation.compare import LABELS, definitions, drawn
     from nucleate.evaluation.summary import pool
 
     pooled = pool(evaluations, "judged")
     settings = pooled["settings"]
     shown = console.table(
         ("", "hull", ">% of all [95 %]", ">count"),
-        title=f"{pooled['n']:,} crystals; stable: {settings['stable']}; "
-        f"novel: {settings['reference'] or 'not judged'}",
+        title=f"{pooled['n']:,} crystals",
     )
     main = settings["main_hull"] or ""
     unknown = NEEDS_REFERENCE if settings["reference"].startswith("none given") else ()
@@ -168,3 +172,6 @@ def _show_evaluations(evaluations: list[Any]) -> None:
                 continue
             shown.add_row(LABELS.get(flag, flag), name, console.percent(part), str(part["count"]))
     console.out().print(shown)
+    for line in (definitions(settings), drawn(settings)):
+        if line:
+            console.result(line)

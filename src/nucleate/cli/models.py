@@ -14,6 +14,7 @@ from nucleate.cli.options import (
     CoordinateTemperature,
     Elements,
     Exclude,
+    MaxAtoms,
     SpaceGroups,
     Temperature,
     TopP,
@@ -41,13 +42,14 @@ def sample(
     space_groups: SpaceGroups = None,
     elements: Elements = None,
     exclude: Exclude = None,
+    max_atoms: MaxAtoms = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     coordinate_temperature: CoordinateTemperature = None,
 ) -> None:
     """Draw crystals from a model."""
     settings = condition(
-        space_groups, elements, exclude, temperature, top_p, coordinate_temperature
+        space_groups, elements, exclude, temperature, top_p, coordinate_temperature, max_atoms
     )
     from nucleate.samples import check_output, rows_of, write_samples
 

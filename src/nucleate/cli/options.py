@@ -20,6 +20,9 @@ Elements = Annotated[str | None, typer.Option(help="Only these, such as Li,Fe,O.
 Exclude = Annotated[
     str | None, typer.Option(help="Never these. Radioactive ones are left out unless allowed.")
 ]
+MaxAtoms = Annotated[
+    int | None, typer.Option(help="Most atoms in the primitive cell; 20.", min=1, max=10_000)
+]
 Temperature = Annotated[
     float, typer.Option(help="Below 1: closer to the likeliest.", min=0.01, max=10.0)
 ]
@@ -39,6 +42,7 @@ def condition(
     temperature: float,
     top_p: float,
     coordinate_temperature: float | None,
+    max_atoms: int | None = None,
 ) -> Recipe:
     """A recipe that says only what sampling is held to.
 
@@ -70,6 +74,8 @@ def condition(
     }
     if coordinate_temperature is not None:
         held["coordinate_temperature"] = coordinate_temperature
+    if max_atoms is not None:
+        held["max_atoms"] = max_atoms
     document = Document("", "the options")
-    document.data = {"budget": {"steps": 1}, "condition": held}
+    document.data = {"condition": held}
     return parse(Recipe, document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 BLOCKS = "▁▂▃▄▅▆▇█"
 LINE_SECONDS = 10.0
 """Between plain lines of a training, whose steps are short."""
+JUDGED = (("stable", "stable_fraction"), ("new", "new_fraction"))
+"""What a step says of stability, if the objective asks for it."""
 
 
 def duration(seconds: float) -> str:
@@ -39,6 +42,10 @@ def sparkline(values: list[float], width: int = 48) -> str:
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     return "".join(BLOCKS[round((value - low) / span * (len(BLOCKS) - 1))] for value in means)
+
+
+def _known(fraction: float | None) -> bool:
+    return fraction is not None and not math.isnan(fraction)
 
 
 class _Display:
@@ -92,10 +99,10 @@ class TuningProgress(_Display):
 
     def expect(self, recipe: Recipe) -> None:
         """The recipe, whose budget the time left follows from."""
-        import os
+        from nucleate.execution.local import available_cores
 
         self.recipe = recipe
-        self.workers = recipe.workers or os.cpu_count() or 1
+        self.workers = recipe.workers or available_cores()
 
     def run_started(self, path: Path) -> None:
         """The run's folder is there."""
@@ -160,8 +167,7 @@ class TuningProgress(_Display):
             f"step {metrics['step'] + 1}",
             f"evaluations {self._evaluations(metrics)}",
             f"reward {metrics['reward_mean']:+.3f}",
-            f"stable {metrics['stable_fraction']:.0%}",
-            f"new {metrics['new_fraction']:.0%}",
+            *(f"{name} {metrics[key]:.0%}" for name, key in JUDGED if _known(metrics[key])),
             "" if kl is None else f"KL {kl:.2f} nat",
             f"left {self._left(metrics)}",
             self._cost(),
@@ -191,9 +197,13 @@ class TuningProgress(_Display):
         numbers = Text.assemble(
             "reward ",
             (f"{m['reward_mean']:+.3f}", "bold"),
-            f"   valid {m['valid_fraction']:.0%}   stable ",
-            (f"{m['stable_fraction']:.0%}", "bold green"),
-            f"   new {m['new_fraction']:.0%}",
+            f"   valid {m['valid_fraction']:.0%}",
+            *(
+                part
+                for name, key in JUDGED
+                if _known(m[key])
+                for part in (f"   {name} ", (f"{m[key]:.0%}", "bold green"))
+            ),
             "" if kl is None else f"   KL {kl:.2f} nat",
         )
         shown = console.table(("best of this step", "space group", ">reward"))
@@ -256,7 +266,8 @@ class TrainingProgress(_Display):
     def step(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         self.last = metrics
-        self.losses.append(metrics["loss"])
+        if math.isfinite(metrics["loss"]):  # or the step is one of those skipped
+            self.losses.append(metrics["loss"])
         if "validation" in metrics:
             self.validation = {k: v for k, v in metrics.items() if k.startswith("validation")}
             better = "  (best so far)" if metrics["validation"] < self.best else ""
@@ -273,11 +284,12 @@ class TrainingProgress(_Display):
         m = self.last
         done = m["step"] - self.first
         left = (time.monotonic() - self.started) / max(1, done) * (self.total - m["step"])
-        recent = self.losses[-100:]
+        recent = self.losses[-100:] or [math.nan]
         return (
             f"step {m['step']:,} of {self.total:,}  epoch {m['epoch']:.2f}  "
             f"loss {sum(recent) / len(recent):.3f} nat  {m['crystals_per_second']:.0f} crystals/s  "
             f"left {duration(left)}"
+            + (f"  {m['skipped_steps']:,} steps skipped" if m.get("skipped_steps") else "")
         )
 
     def render(self) -> RenderableType:

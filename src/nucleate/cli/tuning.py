@@ -78,13 +78,15 @@ def tune(
 
 def show_run(path: Path) -> None:
     """The comparison of a finished run, and where everything is."""
-    from nucleate.evaluation.compare import COMPARISON_JSON
+    from nucleate.evaluation.compare import COMPARISON_JSON, basis
     from nucleate.report.data import EVALUATION_FOLDER
 
     file = path / EVALUATION_FOLDER / COMPARISON_JSON
     if file.is_file():
         compared = json.loads(file.read_text(encoding="utf-8"))
         console.out().print(console.comparison_table(compared, "base", "tuned"))
+        for line in basis(compared):
+            console.result(line)
     for label, part in (
         ("tuned model", "model"),
         ("crystals", "crystals"),

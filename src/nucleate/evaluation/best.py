@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pymatgen.core import Structure
 
     from nucleate.evaluation.summary import Evaluation
@@ -28,41 +29,39 @@ class Best:
         return len(self.structures)
 
 
-def select_best(
-    evaluation: Evaluation,
-    structures: Sequence[Structure | None],
-    limit: int = 100,
-    hull_support: Sequence[int] | None = None,
-) -> Best:
-    """The crystals to show.
+def select_best(evaluations: Sequence[Evaluation], limit: int = 100) -> Best:
+    """The crystals to show, of all that were judged.
 
     Order: S.U.N. crystals of a new formula, other S.U.N. crystals, then whatever else is unique
-    and scored; within each by energy above the main hull.
+    and scored; within each by energy above the main hull. A crystal that several sets hold is
+    taken once, and of its formula only the first counts as new.
 
     Args:
-        evaluation: of ``structures``.
-        structures: the B judged crystals.
+        evaluations: sets of crystals judged alike, such as one for each seed.
         limit: at most so many.
-        hull_support: B numbers of competing phases known to the main hull, if at hand; few mean
-            that stability was tested against little.
     """
-    table = evaluation.table
-    if len(table) != len(structures):
-        raise ValueError(f"{len(structures)} structures, but {len(table)} judged")
-    if hull_support is not None:
-        table = table.assign(hull_support=list(hull_support))
-    chosen = table[
-        (table["unique"] | table["unique_stable"]) & table["e_above_hull"].notna()
-    ].assign(rank=lambda t: -(2 * t["sun"] + (t["sun"] & t["stable_new_formula"])).astype(int))
-    chosen = chosen.sort_values(["rank", "e_above_hull"], kind="stable").head(limit)
-    best: list[Structure] = []
-    rows: list[dict[str, Any]] = []
-    for position, row in zip(chosen.index, chosen.to_dict("records"), strict=True):
-        structure = structures[int(position)]
-        if structure is not None:
-            best.append(structure)
-            rows.append({str(key): value for key, value in row.items() if key != "rank"})
-    return Best(best, rows)
+    import pandas as pd
+
+    from nucleate.structures.identity import unique
+
+    tables = [evaluation.table.assign(set=evaluation.name) for evaluation in evaluations]
+    table = pd.concat(tables, ignore_index=True)
+    structures = [structure for e in evaluations for structure in e.structures]
+    table = table[(table["unique"] | table["unique_stable"]) & table["e_above_hull"].notna()]
+    table = _ranked(table)
+    table = table[unique([structures[i] for i in table.index])[0]]
+    again = table["stable_new_formula"] & table.duplicated(["formula", "stable_new_formula"])
+    table = _ranked(table.assign(stable_new_formula=table["stable_new_formula"] & ~again))
+    table = table.head(limit)
+    best = [structure for i in table.index if (structure := structures[i]) is not None]
+    return Best(best, [{str(k): v for k, v in row.items()} for row in table.to_dict("records")])
+
+
+def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of an evaluation table, the best first."""
+    rank = -(2 * table["sun"] + (table["sun"] & table["stable_new_formula"])).astype(int)
+    order = table.assign(rank=rank).sort_values(["rank", "e_above_hull"], kind="stable").index
+    return table.loc[order]
 
 
 def write_best(best: Best, directory: Path) -> None:

@@ -51,7 +51,7 @@ COMPARISON_JSON = "comparison.json"
 
 
 def compare(base: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> dict[str, Any]:
-    """Compare evaluations of equal total size, one for each seed.
+    """Compare evaluations of equal sizes, one for each seed.
 
     Args:
         base: evaluations of the base model.
@@ -60,13 +60,21 @@ def compare(base: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> dict[str
     Returns:
         JSON-ready dictionary: ``base`` and ``tuned`` (pooled summaries), ``rows`` (one for each
         fraction and hull), ``guards``, ``elements`` and ``methods``.
+
+    Raises:
+        ValueError: the two sides differ in size or were not judged alike.
     """
     before, after = pool(base, "base"), pool(tuned, "tuned")
-    if before["n"] != after["n"]:
+    sizes = [sorted(e.summary["n"] for e in side) for side in (base, tuned)]
+    if sizes[0] != sizes[1]:
         raise ValueError(
-            f"base has {before['n']} samples, tuned {after['n']}: only equal sample counts are "
-            "compared, because uniqueness falls with the number of samples"
+            f"base has sets of {sizes[0]} samples, tuned of {sizes[1]}: only equal sample counts "
+            "are compared, because uniqueness falls with the number of samples"
         )
+    for key in ("stable", "relaxed", "potential", "matcher", "reference"):
+        one, other = before["settings"][key], after["settings"][key]
+        if one != other:
+            raise ValueError(f"judged differently: {key} is {one!r} for base, {other!r} for tuned")
     missing = set(before["fractions_by_hull"]) ^ set(after["fractions_by_hull"])
     if missing:
         raise ValueError(f"hulls used on one side only: {', '.join(sorted(missing))}")
@@ -186,19 +194,13 @@ def element_shift(before: Mapping[str, int], after: Mapping[str, int], n: int) -
 def to_markdown(comparison: Mapping[str, Any]) -> str:
     """Human-readable table: every fraction with count, denominator and interval."""
     n = comparison["n"]
-    settings = comparison["tuned"]["settings"]
     seeds = comparison["seeds"]
     lines = [
         (
             f"Base against tuned, {n:,} samples each ({seeds['base']} and {seeds['tuned']} seeds); "
             "every denominator counts all requested samples."
         ),
-        (
-            f"Stable: {settings['stable']}; main hull {settings['main_hull'] or 'none'}; potential "
-            f"{settings['potential'] or 'not stated'}; "
-            f"{'relaxed' if settings['relaxed'] else 'unrelaxed'}; "
-            f"same crystal: {settings['matcher']}."
-        ),
+        *basis(comparison),
         "",
         (
             "| quantity | hull | base % [95 %] | count | tuned % [95 %] | count | "
@@ -241,6 +243,46 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def basis(comparison: Mapping[str, Any]) -> list[str]:
+    """What the numbers of a comparison mean, in sentences: definitions, then how it was drawn.
+
+    Args:
+        comparison: as :func:`compare` gives it.
+    """
+    lines = [definitions(comparison["tuned"]["settings"])]
+    sides = [(name, drawn(comparison[name]["settings"])) for name in ("base", "tuned")]
+    if sides[0][1] == sides[1][1]:
+        return lines + [line for _, line in sides[:1] if line]
+    return lines + [f"{name.capitalize()}: {line}" for name, line in sides if line]
+
+
+def definitions(settings: Mapping[str, Any]) -> str:
+    """What the numbers of a judged set mean; ``settings`` are those of its summary."""
+    return (
+        f"Stable: {settings['stable']}; main hull {settings['main_hull'] or 'none'}; potential "
+        f"{settings['potential'] or 'not stated'}; crystals "
+        f"{'relaxed' if settings['relaxed'] else 'unrelaxed'}; same crystal: "
+        f"{settings['matcher']}; novel against: {settings['reference'] or 'not stated'}."
+    )
+
+
+def drawn(settings: Mapping[str, Any]) -> str:
+    """The condition that a judged set was drawn under; empty where none is stated."""
+    stated = settings.get("extra", {}).get("condition")
+    condition = dict(stated) if isinstance(stated, Mapping) else {}
+    condition |= {f"elements: {key}": v for key, v in condition.pop("elements", {}).items()}
+    told = "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in condition.items())
+    return f"Drawn with {told}." if told else ""
+
+
+def _plain(value: Any) -> str:
+    """A setting as text."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    words = {"None": "all", "True": "yes", "False": "no"}
+    return words.get(str(value), str(value))
+
+
 def _percent(part: Mapping[str, float]) -> str:
     return f"{100 * part['value']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
 
@@ -260,8 +302,13 @@ def _times(interval: Mapping[str, float]) -> str:
 def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Flat rows for ``results.csv``."""
     flat = []
+    crystals = "relaxed" if comparison["tuned"]["settings"]["relaxed"] else "unrelaxed"
     for row in comparison["rows"]:
-        out: dict[str, Any] = {"quantity": row["quantity"], "hull": row["hull"]}
+        out: dict[str, Any] = {
+            "quantity": row["quantity"],
+            "hull": row["hull"],
+            "crystals": crystals,
+        }
         for side in ("base", "tuned"):
             for key in ("count", "n", "value", "low", "high"):
                 out[f"{side}_{key}"] = row[side][key]
@@ -274,6 +321,7 @@ def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "quantity": row["quantity"],
                 "hull": "",
+                "crystals": crystals,
                 "base_value": row["base"],
                 "tuned_value": row["tuned"],
                 "ratio_value": row["ratio"],

@@ -14,6 +14,7 @@ from nucleate.protocols import Status
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pymatgen.core import Structure
 
 FLAGS = (
     "decodable",
@@ -53,7 +54,8 @@ class EvaluationSettings:
         relaxed: whether the crystals were relaxed before scoring.
         hulls: description of each hull by label (source, potential, correction, hash).
         reference: description of the set that novelty is measured against.
-        extra: anything else worth printing (seeds, temperature, condition).
+        extra: anything else worth printing (the ``seed``, the ``condition`` that the crystals
+            were drawn under).
     """
 
     stable_below: float = 0.1
@@ -73,11 +75,14 @@ class Evaluation:
         name: such as "base" or "tuned".
         table: one row for each requested sample, in sample order.
         summary: JSON-ready numbers of :func:`summarise`.
+        structures: the crystals that were judged, relaxed where ``summary`` says so; None where
+            decoding failed.
     """
 
     name: str
     table: pd.DataFrame
     summary: dict[str, Any]
+    structures: Sequence[Structure | None]
 
 
 def column(flag: str, label: str | None = None) -> str:
@@ -214,8 +219,13 @@ def pool(evaluations: Sequence[Evaluation], name: str) -> dict[str, Any]:
         total = Fraction.of(sum(p["count"] for p in parts), sum(p["n"] for p in parts)).as_dict()
         return {**total, "seeds": [p["value"] for p in parts]}
 
+    settings = dict(first["settings"])
+    extra = {key: value for key, value in settings["extra"].items() if key != "seed"}
+    seeds = [s["settings"]["extra"].get("seed") for s in summaries]
+    settings["extra"] = extra | ({"seeds": seeds} if any(s is not None for s in seeds) else {})
     pooled = {
         **first,
+        "settings": settings,
         "name": name,
         "n": sum(s["n"] for s in summaries),
         "seeds": len(summaries),

@@ -97,7 +97,6 @@ def evaluate_crystals(
     if invalid is None:
         invalid = _validity(structures)
     valid = decodable & np.array([not reason for reason in invalid], dtype=bool)
-    balanced = _charge_balance(structures) if charge_balanced is None else charge_balanced
     columns: dict[str, Any] = {"sample": np.arange(n), **_describe(structures, tokens)}
     columns["decodable"] = decodable
     columns["valid"] = valid
@@ -140,7 +139,8 @@ def evaluate_crystals(
         for key, values in scores.extra.items():
             columns.setdefault(key, np.where(valid, values, np.nan))
     table = pd.DataFrame(columns)
-    return Evaluation(name, table, summarise(table, settings, hulls=list(hulls), name=name))
+    summary = summarise(table, settings, hulls=list(hulls), name=name)
+    return Evaluation(name, table, summary, list(structures))
 
 
 def _check_lengths(n: int, parts: Mapping[str, Sized | None]) -> None:

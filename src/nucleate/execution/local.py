@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pebble
 
 from nucleate.allocator import keep_memory
-from nucleate.physics.cells import as_cell, for_potential
+from nucleate.execution.chunks import map_chunks, pool_stopped, spread
+from nucleate.physics.cells import for_potential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
 
     from nucleate.physics.cells import Cell
     from nucleate.physics.relax import Relaxation, RelaxSettings
-    from nucleate.protocols import PotentialResult
+    from nucleate.protocols import Potential, PotentialResult
 
-ATOMS_PER_CHUNK = (150, 2000)  # least and most atoms that one task of PooledPotential holds
+Spec: TypeAlias = str | Mapping[str, Any]
 
 
 def _die_with_parent(parent: int) -> None:
@@ -51,7 +53,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _start_worker(
-    parent: int, potential: str | None, initializer: Callable[..., Any] | None, args: tuple
+    parent: int, potential: Spec | None, initializer: Callable[..., Any] | None, args: tuple
 ) -> None:
     _die_with_parent(parent)
     keep_memory()
@@ -64,14 +66,18 @@ def _start_worker(
         initializer(*args)
 
 
-@lru_cache(maxsize=8)
-def _potential(spec: str) -> Any:
+def _potential(spec: Spec) -> Potential:
     """The potential of this worker, built once."""
-    return get_potential(spec)
+    return _built(json.dumps(spec, sort_keys=True))
 
 
-def _n_cores() -> int:
-    """Cores that this process may use."""
+@lru_cache(maxsize=8)
+def _built(spec: str) -> Potential:
+    return get_potential(json.loads(spec))
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use, which may be fewer than the machine has."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -90,7 +96,8 @@ class ProcessPool(concurrent.futures.Executor):
     Args:
         n_workers: processes; by default one for each core this process may use.
         timeout: seconds that one task may run, None for no limit.
-        potential: name of a potential that each worker builds when it starts.
+        potential: a potential that each worker builds when it starts: its name, or a mapping of
+            name and settings.
         initializer: function called in each new worker, importable by name.
         initargs: its arguments.
 
@@ -105,11 +112,11 @@ class ProcessPool(concurrent.futures.Executor):
         n_workers: int | None = None,
         *,
         timeout: float | None = None,
-        potential: str | None = None,
+        potential: Spec | None = None,
         initializer: Callable[..., Any] | None = None,
         initargs: tuple = (),
     ) -> None:
-        self.n_workers = n_workers or _n_cores()
+        self.n_workers = n_workers or available_cores()
         self.timeout = timeout
         self._unfinished: set[Future[Any]] = set()
         self._pool = pebble.ProcessPool(
@@ -149,7 +156,7 @@ class ProcessPool(concurrent.futures.Executor):
             try:
                 outer.set_result(done.result())
             except concurrent.futures.CancelledError:
-                outer.set_exception(_stopped())
+                outer.set_exception(pool_stopped())
             except TimeoutError:
                 outer.set_exception(TimeoutError(f"took longer than {timeout:g} s"))
             except pebble.ProcessExpired as error:
@@ -185,7 +192,7 @@ class ProcessPool(concurrent.futures.Executor):
             item at fault is lost.
         """
         limit = timeout if timeout is not None else self.timeout
-        return [_Chunk(self, function, chunk, limit).future for chunk in _cut(items, chunk_size)]
+        return map_chunks(self, function, items, chunk_size, limit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers: after the queued tasks, or at once if ``cancel_futures``.
@@ -200,7 +207,7 @@ class ProcessPool(concurrent.futures.Executor):
             self._pool.join()
         for future in list(self._unfinished) if cancel_futures else ():
             if future.set_running_or_notify_cancel():
-                future.set_exception(_stopped())
+                future.set_exception(pool_stopped())
         if cancel_futures:
             self._unfinished.clear()
         if wait or cancel_futures:
@@ -210,74 +217,8 @@ class ProcessPool(concurrent.futures.Executor):
         self.shutdown(wait=True, cancel_futures=exc_type is not None)
 
 
-def _stopped() -> WorkerCrashError:
-    return WorkerCrashError("the pool was shut down before this task ended")
-
-
-def _cut(items: Sequence[Any], sizes: int | Sequence[int]) -> Iterable[list[Any]]:
-    if isinstance(sizes, int):
-        sizes = [sizes] * -(-len(items) // sizes)
-    start = 0
-    for size in sizes:
-        yield list(items[start : start + size])
-        start += size
-
-
-class _Chunk:
-    """A chunk on its way: whole at first, item by item if that fails."""
-
-    def __init__(
-        self, pool: ProcessPool, function: Callable, items: list[Any], timeout: float | None
-    ) -> None:
-        self.future: Future[list[Any]] = concurrent.futures.Future()
-        self.future.set_running_or_notify_cancel()
-        self._pool, self._function, self._items, self._timeout = pool, function, items, timeout
-        self._results: list[Any] = [None] * len(items)
-        self._left = len(items)
-        self._lock = threading.Lock()
-        if not items:
-            self.future.set_result([])
-            return
-        whole = None if timeout is None else timeout + float(len(items) - 1)
-        pool.schedule(function, (items,), whole).add_done_callback(self._whole_done)
-
-    def _whole_done(self, done: Future[Any]) -> None:
-        error = done.exception()
-        if error is None and len(done.result()) == len(self._items):
-            self.future.set_result(list(done.result()))
-        elif len(self._items) == 1:
-            self.future.set_result([error or _wrong_length(self._function)])
-        else:
-            for i, item in enumerate(self._items):
-                try:
-                    single = self._pool.schedule(self._function, ([item],), self._timeout)
-                except RuntimeError as closed:  # the pool was shut down meanwhile
-                    self._set(i, WorkerCrashError("the pool was shut down", str(closed)))
-                    continue
-                single.add_done_callback(partial(self._one_done, i))
-
-    def _one_done(self, i: int, done: Future[Any]) -> None:
-        error = done.exception()
-        if error is None and len(done.result()) != 1:
-            error = _wrong_length(self._function)
-        self._set(i, done.result()[0] if error is None else error)
-
-    def _set(self, i: int, result: Any) -> None:
-        with self._lock:
-            self._results[i] = result
-            self._left -= 1
-            finished = not self._left
-        if finished:
-            self.future.set_result(self._results)
-
-
-def _wrong_length(function: Callable) -> Exception:
-    name = getattr(function, "__name__", repr(function))
-    return ValueError(f"{name} returned another number of results than it was given items")
-
-
 def _evaluate(
-    spec: str, forces: bool, stress: bool, magmoms: bool, cells: list[Cell]
+    spec: Spec, forces: bool, stress: bool, magmoms: bool, cells: list[Cell]
 ) -> list[PotentialResult | Exception]:
     potential = _potential(spec)
     return potential.evaluate(
@@ -285,7 +226,7 @@ def _evaluate(
     )
 
 
-def _relax(spec: str, settings: RelaxSettings, cells: list[Cell]) -> list[Relaxation]:
+def _relax(spec: Spec, settings: RelaxSettings, cells: list[Cell]) -> list[Relaxation]:
     from nucleate.physics.relax import relax
 
     return relax(cells, _potential(spec), settings)
@@ -295,7 +236,8 @@ class PooledPotential:
     """A potential whose work is spread over a pool of processes.
 
     Args:
-        spec: name of the potential, as for :func:`nucleate.physics.potentials.get_potential`.
+        spec: the potential, by name or as a mapping of name and settings, as
+            :func:`nucleate.physics.potentials.get_potential` takes it.
         pool: where it runs; others may use it too.
         timeout: seconds for one crystal.
 
@@ -307,7 +249,7 @@ class PooledPotential:
         ...     results = pending.result()
     """
 
-    def __init__(self, spec: str, pool: ProcessPool, *, timeout: float | None = 60.0) -> None:
+    def __init__(self, spec: Spec, pool: ProcessPool, *, timeout: float | None = 60.0) -> None:
         described = get_potential(spec)
         self.accepts_cells = True
         self.name = described.name
@@ -340,12 +282,12 @@ class PooledPotential:
         Equal structures are computed once. Structures travel as arrays, the largest first.
         """
         work = partial(_evaluate, self._spec, forces, stress, magmoms)
-        return _spread(self.pool, work, structures, self._timeout)
+        return spread(self.pool, work, structures, self._timeout)
 
 
 def submit_relaxations(
     structures: Sequence[Structure | Cell],
-    spec: str,
+    spec: Spec,
     pool: ProcessPool,
     settings: RelaxSettings | None = None,
     *,
@@ -355,7 +297,7 @@ def submit_relaxations(
 
     Args:
         structures: starting points; equal ones are relaxed once.
-        spec: name of the potential.
+        spec: the potential, by name or as a mapping of name and settings.
         pool: where it runs.
         settings: of the relaxation.
         timeout: seconds for one crystal alone, after which its worker is killed.
@@ -366,79 +308,4 @@ def submit_relaxations(
     """
     from nucleate.physics.relax import RelaxSettings
 
-    return _spread(pool, partial(_relax, spec, settings or RelaxSettings()), structures, timeout)
-
-
-def _spread(
-    pool: ProcessPool,
-    work: Callable[[list[Any]], list[Any]],
-    structures: Sequence[Structure | Cell],
-    timeout: float | None,
-) -> Future[list[Any]]:
-    """Run ``work`` on chunks of the distinct structures; a future of results in their order."""
-    results: list[Any] = [None] * len(structures)
-    owners: dict[tuple[bytes, ...], list[int]] = {}
-    cells: list[Cell] = []
-    for i, structure in enumerate(structures):
-        try:
-            cell = as_cell(structure)
-        except Exception as error:  # that structure's own failure
-            results[i] = error
-            continue
-        owners.setdefault(tuple(array.tobytes() for array in cell), []).append(i)
-        if len(owners) > len(cells):
-            cells.append(cell)
-    order = sorted(range(len(cells)), key=lambda k: -len(cells[k].numbers))
-    places = list(owners.values())
-    sizes = _chunk_sizes([len(cells[k].numbers) for k in order], pool.n_workers)
-    chunks = pool.map_chunks(work, [cells[k] for k in order], sizes, timeout=timeout)
-
-    def collect(parts: list[list[Any]]) -> list[Any]:
-        for k, result in zip(order, (r for part in parts for r in part), strict=True):
-            for i in places[k]:
-                results[i] = result
-        return results
-
-    return _gather(chunks, collect)
-
-
-def _chunk_sizes(n_atoms: list[int], n_workers: int) -> list[int]:
-    """Sizes of consecutive chunks with about equal numbers of atoms, three or more a worker."""
-    least, most = ATOMS_PER_CHUNK
-    target = min(max(sum(n_atoms) / (3 * n_workers), least), most)
-    sizes: list[int] = []
-    filled = target
-    for n in n_atoms:
-        if filled >= target:
-            sizes.append(0)
-            filled = 0
-        sizes[-1] += 1
-        filled += n
-    return sizes
-
-
-def _gather(futures: list[Future[Any]], collect: Callable[[list[Any]], Any]) -> Future[Any]:
-    """One future of many: ``collect`` gets their results in order when all are there."""
-    outer: Future[Any] = concurrent.futures.Future()
-    outer.set_running_or_notify_cancel()
-    left, lock = len(futures), threading.Lock()
-
-    def one_done(_: Future[Any]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            finished = left == 0
-        if finished:
-            finish()
-
-    def finish() -> None:
-        try:
-            outer.set_result(collect([future.result() for future in futures]))
-        except Exception as error:  # handed to whoever waits
-            outer.set_exception(error)
-
-    if not futures:
-        finish()
-    for future in futures:
-        future.add_done_callback(one_done)
-    return outer
+    return spread(pool, partial(_relax, spec, settings or RelaxSettings()), structures, timeout)

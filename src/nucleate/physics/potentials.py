@@ -8,15 +8,18 @@ both sides of the subtraction share them.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nucleate import plugins
-from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
+from nucleate import plugins, worker
+from nucleate.errors import (
+    InputError,
+    MissingDependencyError,
+    NucleateError,
+    RecipeError,
+    did_you_mean,
+)
+from nucleate.physics.cells import as_cell
 from nucleate.protocols import Potential, PotentialResult, Status
 
 if TYPE_CHECKING:
@@ -42,6 +45,18 @@ def status_of(error: BaseException | None) -> Status:
     return Status.INVALID if isinstance(error, InputError) else Status.FAILED
 
 
+def check_correction(correction: str) -> None:
+    """Refuse an unknown energy correction.
+
+    Raises:
+        RecipeError: with the nearest known one.
+    """
+    if correction not in CORRECTIONS:
+        raise RecipeError(
+            f"unknown energy correction {correction!r}", fix=did_you_mean(correction, CORRECTIONS)
+        )
+
+
 class AsePotential:
     """Any ASE calculator behind the potential's interface.
 
@@ -50,7 +65,8 @@ class AsePotential:
         name: short name for results and reports.
         level_of_theory: what its energies imitate, such as "PBE".
         correction: the energy correction its energies include, "MP2020" or "none".
-        weights_hash: sha256 of its weights; by default of its name and parameters.
+        weights_hash: sha256 of its weights; by default of its torch modules, or of its class and
+            parameters where it has none.
     """
 
     def __init__(
@@ -62,11 +78,7 @@ class AsePotential:
         correction: str = "none",
         weights_hash: str | None = None,
     ) -> None:
-        if correction not in CORRECTIONS:
-            raise RecipeError(
-                f"unknown energy correction {correction!r}",
-                fix=did_you_mean(correction, CORRECTIONS),
-            )
+        check_correction(correction)
         if not hasattr(calculator, "calculate"):
             calculator = calculator()
         self._calculator = calculator
@@ -74,9 +86,7 @@ class AsePotential:
         self.name = name or type(calculator).__name__.lower()
         self.level_of_theory = level_of_theory
         self.correction = correction
-        described = f"{type(calculator).__module__}.{type(calculator).__qualname__}"
-        described += repr(sorted(getattr(calculator, "parameters", {}).items()))
-        self.weights_hash = weights_hash or hashlib.sha256(described.encode()).hexdigest()
+        self.weights_hash = weights_hash or worker.weights_hash(calculator)
 
     def evaluate(
         self,
@@ -88,62 +98,110 @@ class AsePotential:
     ) -> list[PotentialResult | Exception]:
         """One result for each of B structures; an exception where that structure alone failed."""
         out: list[PotentialResult | Exception] = []
+        wanted = {"forces": forces, "stress": stress, "magmoms": magmoms}
         for structure in structures:
             try:
-                out.append(self._evaluate_one(structure, forces, stress, magmoms))
+                cell = as_cell(structure)._asdict()
+                out.append(PotentialResult(**worker.calculate(self._calculator, cell, **wanted)))
             except Exception as error:  # a calculator may raise anything
                 out.append(error)
         return out
 
-    def _evaluate_one(
-        self, structure: Structure | Cell, forces: bool, stress: bool, magmoms: bool
-    ) -> PotentialResult:
-        from ase import Atoms
 
-        from nucleate.physics.cells import as_cell
+def ase_potential(
+    calculator: str,
+    arguments: Mapping[str, Any] | None = None,
+    level_of_theory: str = "unknown",
+    correction: str = "none",
+    python: str | None = None,
+    workers: int | None = None,
+    timeout: float | None = None,
+) -> Potential:
+    """Any ASE calculator by name, here or in another interpreter.
 
-        cell = as_cell(structure)
-        atoms = Atoms(
-            numbers=cell.numbers, cell=cell.lattice, scaled_positions=cell.frac_coords, pbc=True
+    Args:
+        calculator: ``module:factory`` or ``path.py:factory``.
+        arguments: keyword arguments of the factory.
+        level_of_theory: what its energies imitate, such as "PBE".
+        correction: the energy correction its energies include, "MP2020" or "none".
+        python: another interpreter to compute in.
+        workers: processes of that interpreter, 1 by default.
+        timeout: seconds for one crystal there, 60 by default.
+
+    Raises:
+        RecipeError: the calculator's name reads otherwise, or a setting is out of range.
+        MissingDependencyError: a package is missing.
+        InputError: the calculator can't be made.
+    """
+    if ":" not in calculator:
+        raise RecipeError(f"{calculator!r} does not read module:factory.")
+    name = f"ase:{calculator}"
+    described = {"name": name, "level_of_theory": level_of_theory, "correction": correction}
+    return make_ase_potential(calculator, arguments or {}, described, python, workers, timeout)
+
+
+def make_ase_potential(
+    target: str,
+    arguments: Mapping[str, Any],
+    described: Mapping[str, str],
+    python: str | None,
+    workers: int | None,
+    timeout: float | None,
+) -> Potential:
+    """:func:`ase_potential` with its name; ``described`` holds that, level and correction."""
+    check_correction(described["correction"])
+    if python is not None:
+        given = {"workers": workers, "timeout": timeout}
+        isolated: Potential = plugins.load(plugins.POTENTIALS, "isolated")(
+            target,
+            python,
+            arguments,
+            **described,
+            **{key: value for key, value in given.items() if value is not None},
         )
-        atoms.calc = self._calculator
-        energy = float(atoms.get_potential_energy()) / len(atoms)
-        result = PotentialResult(
-            energy,
-            atoms.get_forces() if forces else None,
-            atoms.get_stress(voigt=False) if stress else None,
-            np.array(atoms.get_magnetic_moments()) if magmoms else None,
+        return isolated
+    if workers is not None or timeout is not None:
+        raise RecipeError(
+            f"{described['name']}: workers and timeout are those of another interpreter.",
+            fix="Add 'python: /path/to/its/python', or remove them.",
         )
-        arrays = (result.energy, result.forces, result.stress)
-        if not all(np.isfinite(a).all() for a in arrays if a is not None):
-            raise InputError(f"{self.name} gave a value that is not finite")
-        return result
+    what = f"The potential {described['name']!r} can't be made."
+    try:
+        made = worker.make_calculator(target, arguments)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            what,
+            f"{error.msg}.",
+            "Install the package, or name an interpreter that has it: 'python: /path/to/python'.",
+        ) from error
+    except Exception as error:  # a package may raise anything
+        raise InputError(what, f"{type(error).__name__}: {error}.") from error
+    return AsePotential(made, **described)
 
 
-def get_potential(spec: str | Any) -> Potential:
+def get_potential(spec: str | Mapping[str, Any] | Any) -> Potential:
     """Make a potential.
 
     Args:
-        spec: "chgnet" or the name of a plug-in; "ase:module:factory", where ``factory()`` gives
-            an ASE calculator or a potential; an ASE calculator; or a potential, which is
-            returned as it is.
+        spec: "chgnet" or another name that ``nucleate doctor`` lists; a mapping of ``name`` and
+            settings, as a recipe has it; "ase:module:factory", where ``factory()`` gives an ASE
+            calculator; an ASE calculator; or a potential, which is returned as it is.
 
     Raises:
-        RecipeError: if the name is unknown or the module has no such factory.
+        RecipeError: the name or a setting is unknown.
+        MissingDependencyError: its package is missing.
+        InputError: it can't be made.
     """
-    if not isinstance(spec, str):
+    if isinstance(spec, str):
+        name, colon, calculator = spec.partition(":")
+        spec = {"name": name, "calculator": calculator} if colon else {"name": name}
+    if not isinstance(spec, Mapping):
         return spec if isinstance(spec, Potential) else AsePotential(spec)
-    if not spec.startswith("ase:"):
-        made: Potential = plugins.create(plugins.POTENTIALS, spec)
-        return made
-    _, module_name, *rest = spec.split(":")
-    if len(rest) != 1:
-        raise RecipeError(f"{spec!r} does not read ase:module:factory")
-    try:
-        factory = getattr(importlib.import_module(module_name), rest[0])
-    except (ImportError, AttributeError) as error:
+    settings = dict(spec)
+    if not isinstance(name := settings.pop("name", None), str):
         raise RecipeError(
-            f"the potential {spec!r} can't be imported", str(error), "check module and name"
-        ) from error
-    built = factory()
-    return built if isinstance(built, Potential) else AsePotential(built, name=spec)
+            f"A potential can't be {dict(spec)!r}.",
+            fix="Give its name, or a mapping of 'name' and settings.",
+        )
+    made: Potential = plugins.create(plugins.POTENTIALS, name, settings)
+    return made

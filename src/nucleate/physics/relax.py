@@ -11,15 +11,16 @@ Crystals leave the batch when they converge, blow up or fail; the rest pays noth
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleate.errors import InputError, RecipeError
+from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
 from nucleate.physics.cells import Cell, as_cell, as_structure, for_potential
+from nucleate.physics.symmetry import Symmetry, find_symmetry, primitive_cell
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -66,6 +67,31 @@ class RelaxSettings:
                 f"fmax {self.fmax}, max_steps {self.max_steps} and max_move {self.max_move} "
                 "must be positive"
             )
+
+    def updated(self, relax: bool | RelaxSettings | Mapping[str, Any]) -> RelaxSettings | None:
+        """What a recipe's ``relax`` says, these settings being its default.
+
+        Args:
+            relax: False for no relaxation (None), True for these settings, a mapping for these
+                with some changed, or other settings.
+
+        Raises:
+            RecipeError: a setting is unknown.
+        """
+        if isinstance(relax, bool):
+            return self if relax else None
+        if isinstance(relax, RelaxSettings):
+            return relax
+        known = {field.name for field in fields(self)}
+        for name in relax:
+            if name not in known:
+                fix = did_you_mean(name, known)
+                raise RecipeError(f"unknown setting {name!r} of 'relax'", fix=fix)
+        return replace(self, **relax)
+
+
+TIGHT = RelaxSettings(fmax=0.01, max_steps=500, symprec=0.01)
+"""For what is measured around the minimum: close to it, and without loss of symmetry."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +172,7 @@ class _Member:
     index: int
     start: Cell
     cell: Cell
-    symmetry: tuple[np.ndarray, np.ndarray] | None
+    symmetry: Symmetry | None
     energy_before: float = float("nan")
     energy: float = float("nan")
     fmax: float = float("nan")
@@ -161,7 +187,7 @@ class _Member:
             raise InputError("the potential gave no forces or no stress")
         stress = np.zeros((3, 3)) if stress is None else stress
         if self.symmetry is not None:
-            forces, stress = _symmetrise(forces, stress, lattice, *self.symmetry)
+            forces, stress = _symmetrise(forces, stress, lattice, self.symmetry)
         virial = np.zeros((3, 3))
         if settings.cell:
             virial = -abs(np.linalg.det(lattice)) * 0.5 * (stress + stress.T) / n
@@ -199,37 +225,16 @@ class _Member:
         )
 
 
-def _symmetry(cell: Cell, symprec: float) -> tuple[np.ndarray, np.ndarray]:
-    """(G, 3, 3) rotations of fractional columns and (G, N) atom images."""
-    import moyopy
-
-    found = moyopy.MoyoDataset(
-        moyopy.Cell(cell.lattice.tolist(), cell.frac_coords.tolist(), cell.numbers.tolist()),
-        symprec=symprec,
-    ).operations
-    rotations = np.array(found.rotations, dtype=np.float64)
-    images = []
-    for rotation, translation in zip(rotations, np.array(found.translations), strict=True):
-        moved = cell.frac_coords @ rotation.T + translation
-        away = moved[:, None] - cell.frac_coords[None]
-        away = (away - np.round(away)) @ cell.lattice
-        distance = (away**2).sum(2) + 1e6 * (cell.numbers[:, None] != cell.numbers[None])
-        images.append(distance.argmin(1))
-    return rotations, np.array(images)
-
-
 def _symmetrise(
     forces: np.ndarray,
     stress: np.ndarray,
     lattice: np.ndarray,
-    rotations: np.ndarray,
-    images: np.ndarray,
+    symmetry: Symmetry,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean of (N, 3) forces and (3, 3) stress over the operations."""
-    inverse = np.linalg.inv(lattice)
-    turns = np.einsum("ij,gkj,kl->gil", inverse, rotations, lattice)  # row vectors, Cartesian
+    turns = symmetry.turns(lattice)
     mean = np.zeros_like(forces)
-    for turn, image in zip(turns, images, strict=True):
+    for turn, image in zip(turns, symmetry.images, strict=True):
         mean[image] += forces @ turn
     stress = np.einsum("gia,ij,gjb->ab", turns, stress, turns) / len(turns)
     return mean / len(turns), stress
@@ -257,7 +262,7 @@ def relax(
     for i, structure in enumerate(structures):
         try:
             cell = as_cell(structure)
-            found = _symmetry(cell, settings.symprec) if settings.symprec is not None else None
+            found = None if settings.symprec is None else find_symmetry(cell, settings.symprec)
             members.append(_Member(i, cell, cell, found))
         except Exception as error:  # that structure's own failure
             done[i] = Relaxation(RelaxStatus.FAILED, str(error))
@@ -279,6 +284,46 @@ def relax(
         fire.keep(np.array([id(m) in living for m in members], dtype=bool))
         members = alive
     return done  # type: ignore[return-value]  # the loop ends when every entry is set
+
+
+def equilibrium(
+    structures: Sequence[Structure | Cell],
+    potential: Potential,
+    settings: RelaxSettings | None = TIGHT,
+    symprec: float = 0.01,
+) -> list[Cell | Exception]:
+    """The primitive cells of B crystals at the potential's minimum, not turned.
+
+    Args:
+        structures: the crystals, in any cell.
+        potential: gives forces and stress.
+        settings: of the relaxation; None for crystals as they are.
+        symprec: Å, tolerance of the symmetry that tells what is primitive.
+
+    Returns:
+        For each crystal its cell, or an exception that says why it has none: a relaxation that
+        has not converged is one.
+    """
+    found: list[Cell | Exception] = []
+    for structure in structures:
+        try:
+            found.append(primitive_cell(as_cell(structure), symprec))
+        except Exception as error:  # that structure's own failure
+            found.append(error)
+    rows = [i for i, cell in enumerate(found) if isinstance(cell, Cell)]
+    if settings is None or not rows:
+        return found
+    relaxed = relax([found[i] for i in rows], potential, settings)  # type: ignore[misc]
+    for i, result in zip(rows, relaxed, strict=True):
+        if result.status is RelaxStatus.CONVERGED and result.structure is not None:
+            found[i] = as_cell(result.structure)
+        elif result.status is RelaxStatus.TIMEOUT:
+            found[i] = TimeoutError(f"relaxation: {result.reason}")
+        elif result.status is RelaxStatus.STEP_CAP:
+            found[i] = NucleateError(f"relaxation not converged: {result.reason}")
+        else:
+            found[i] = NucleateError(f"relaxation {result.status.value}: {result.reason}")
+    return found
 
 
 def _evaluate(

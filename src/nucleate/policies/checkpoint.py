@@ -47,14 +47,21 @@ def write_atomic(path: Path, write: object) -> None:
         ) from error
 
 
-def save_policy(policy: WyckoffPolicy, folder: Path) -> str:
+def save_policy(
+    policy: WyckoffPolicy, folder: Path, *, precision: torch.dtype = torch.float32
+) -> str:
     """Write ``model.safetensors`` and ``model.json`` into a folder.
+
+    Args:
+        policy: what to save.
+        folder: where.
+        precision: of the weights in the file; they are float32 again when they are read.
 
     Returns:
         sha256 of the weights, by which manifests name a policy.
     """
     tensors = {
-        name: tensor.detach().float().cpu().contiguous()
+        name: tensor.detach().to("cpu", precision).contiguous()
         for name, tensor in policy.network.state_dict().items()
     }
     write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path))

@@ -66,7 +66,7 @@ class Condition:
 
     def draw_space_groups(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """(n,) int64 space groups."""
-        weights = torch.from_numpy(np.r_[0.0, self.space_groups[1:]])
+        weights = torch.from_numpy(np.r_[0.0, self.space_groups[1:]]).to(generator.device)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
 
     def to_dict(self) -> dict[str, object]:

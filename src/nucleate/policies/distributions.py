@@ -17,6 +17,10 @@ MAX_CONCENTRATION = 2000.0
 MIN_SIGMA = 3e-3
 """Smallest standard deviation of a lattice parameter in the units of ``policies.lattice``."""
 
+SHARPEST = 0.3
+"""Temperature below which those two limits stay as they are at this one: single precision does
+not resolve the log-probability of a sharper density to 1e-4 nats."""
+
 
 def masked_log_softmax(
     logits: torch.Tensor,
@@ -52,14 +56,34 @@ def masked_log_softmax(
 
 
 def categorical(log_prob: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw one entry from each row of log-probabilities (..., K)."""
-    return torch.multinomial(log_prob.exp(), 1, generator=generator).squeeze(-1)
+    """Draw one entry from each row of log-probabilities (N, K).
+
+    As everywhere here, the draw is made on the generator's device and then moved; in single
+    precision, so that equal seeds draw alike whatever the precision of the weights.
+    """
+    weights = log_prob.exp().float().to(generator.device)
+    return torch.multinomial(weights, 1, generator=generator).squeeze(-1).to(log_prob.device)
 
 
-def split_mixture(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def wrapped(fraction: torch.Tensor) -> torch.Tensor:
+    """Fractional coordinates into [0, 1), also where rounding gives 1."""
+    inside = torch.remainder(fraction, 1.0)
+    return torch.where(inside < 1.0, inside, 0.0)
+
+
+def _at_least_single(raw: torch.Tensor) -> torch.Tensor:
+    """Half precision is too coarse for a density."""
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+def split_mixture(
+    raw: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split (..., 3K) network outputs into log-weights, locations (rad) and concentrations."""
-    logits, location, concentration = raw.float().chunk(3, dim=-1)
-    return logits, location, F.softplus(concentration).clamp(1e-3, MAX_CONCENTRATION)
+    logits, location, concentration = _at_least_single(raw).chunk(3, dim=-1)
+    concentration = F.softplus(concentration).clamp(1e-3, MAX_CONCENTRATION) / temperature
+    sharpest = MAX_CONCENTRATION / min(1.0, max(temperature, SHARPEST))
+    return logits / temperature, location, concentration.clamp(max=sharpest)
 
 
 def von_mises_log_prob(
@@ -78,8 +102,7 @@ def von_mises_log_prob(
     Returns:
         (...) nats.
     """
-    logits, location, concentration = split_mixture(raw)
-    concentration = concentration / temperature
+    logits, location, concentration = split_mixture(raw, temperature)
     angle = 2 * math.pi * (fraction.unsqueeze(-1) - 0.5)
     # 2 sin^2(d/2) = 1 - cos d without the loss of digits at small d
     log_density = (
@@ -87,7 +110,7 @@ def von_mises_log_prob(
         - torch.log(torch.special.i0e(concentration))
         - math.log(2 * math.pi)
     )
-    return torch.logsumexp(F.log_softmax(logits / temperature, dim=-1) + log_density, dim=-1)
+    return torch.logsumexp(F.log_softmax(logits, dim=-1) + log_density, dim=-1).float()
 
 
 def sample_von_mises(
@@ -98,10 +121,12 @@ def sample_von_mises(
     Best and Fisher (1979), J. R. Stat. Soc. C 28, 152: rejection from a wrapped Cauchy
     distribution; rows that are rejected are drawn again, alone, in float64.
     """
-    logits, location, concentration = split_mixture(raw)
-    component = categorical(F.log_softmax(logits / temperature, dim=-1), generator)[:, None]
-    mu = location.gather(-1, component).squeeze(-1).double()
-    kappa = concentration.gather(-1, component).squeeze(-1).double() / temperature
+    logits, location, concentration = split_mixture(raw, temperature)
+    component = categorical(F.log_softmax(logits, dim=-1), generator)[:, None]
+    mu, kappa = (
+        parameter.gather(-1, component).squeeze(-1).to(generator.device).double()
+        for parameter in (location, concentration)
+    )
     tau = 1 + torch.sqrt(1 + 4 * kappa.square())
     rho = (tau - torch.sqrt(2 * tau)) / (2 * kappa)
     r = (1 + rho.square()) / (2 * rho)
@@ -118,7 +143,8 @@ def sample_von_mises(
         sign = torch.where(uniform[2] < 0.5, -1.0, 1.0)
         offset[pending] = sign * torch.acos(f.clamp(-1, 1))
         pending = pending[~accepted]
-    return torch.remainder((mu + offset) / (2 * math.pi) + 0.5, 1.0).float()
+    drawn = torch.remainder((mu + offset) / (2 * math.pi) + 0.5, 1.0)
+    return wrapped(drawn.float()).to(raw.device)
 
 
 def gaussian_mixture_log_prob(
@@ -142,14 +168,14 @@ def gaussian_mixture_log_prob(
     log_density = -0.5 * z.square() - torch.log(sigma) - 0.5 * math.log(2 * math.pi)
     log_density = (log_density * free.unsqueeze(1)).sum(-1)
     joint = torch.logsumexp(F.log_softmax(logits, dim=-1) + log_density, dim=-1)
-    return torch.where(free.any(-1), joint, torch.zeros_like(joint))
+    return torch.where(free.any(-1), joint, torch.zeros_like(joint)).float()
 
 
 def split_gaussians(
     raw: torch.Tensor, n_dimensions: int, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split (B, K (1 + 2 D)) outputs into log-weights (B, K), means and sigmas (B, K, D)."""
-    raw = raw.float()
+    raw = _at_least_single(raw)
     n_components = raw.shape[-1] // (1 + 2 * n_dimensions)
     logits, mean, sigma = raw.split(
         [n_components, n_components * n_dimensions, n_components * n_dimensions], dim=-1
@@ -158,7 +184,9 @@ def split_gaussians(
     return (
         logits / temperature,
         mean.reshape(shape),
-        (F.softplus(sigma.reshape(shape)) + MIN_SIGMA) * math.sqrt(temperature),
+        ((F.softplus(sigma.reshape(shape)) + MIN_SIGMA) * math.sqrt(temperature)).clamp(
+            min=MIN_SIGMA * math.sqrt(min(1.0, max(temperature, SHARPEST)))
+        ),
     )
 
 
@@ -170,6 +198,6 @@ def sample_gaussian_mixture(
     component = categorical(F.log_softmax(logits, dim=-1), generator)
     row = torch.arange(len(raw), device=raw.device)
     noise = torch.randn(
-        len(raw), n_dimensions, generator=generator, device=raw.device, dtype=torch.float32
-    )
-    return mean[row, component] + sigma[row, component] * noise
+        len(raw), n_dimensions, generator=generator, device=generator.device, dtype=torch.float32
+    ).to(raw.device)
+    return (mean[row, component] + sigma[row, component] * noise).float()

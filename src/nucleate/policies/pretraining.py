@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nucleate.allocator import keep_memory
-from nucleate.errors import CheckpointError, InputError
+from nucleate.errors import CheckpointError, InputError, NucleateError
 from nucleate.policies import lattice
 from nucleate.policies.checkpoint import save_policy, write_atomic
 from nucleate.policies.condition import Condition
@@ -50,6 +50,9 @@ from nucleate.structures.wyckoff import WyckoffBatch
 STABILITY_EDGES = (0.025, 0.1, 0.25)
 """Upper edges of the stability classes 0, 1, 2 in eV/atom above hull; 3 is above, 4 unknown."""
 UNKNOWN_STABILITY = 4
+
+MOST_SKIPPED = 20
+"""Steps in a row without a finite gradient, after which a training has failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +101,44 @@ def stability_class(e_hull: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(e_hull), UNKNOWN_STABILITY, known)
 
 
+def stability_classes(dataset: TokenDataset) -> np.ndarray:
+    """(N,) int64 classes of the crystals of a data set, by its label ``e_hull``."""
+    if "e_hull" not in dataset.columns:
+        return np.full(len(dataset), UNKNOWN_STABILITY)
+    return stability_class(np.asarray(dataset.columns["e_hull"], dtype=np.float64))
+
+
+def every_crystal() -> Condition:
+    """Under which known crystals are scored: all space groups and elements, any size."""
+    return Condition(np.r_[0.0, np.ones(230)], max_atoms=10_000)
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    policy: WyckoffPolicy, dataset: TokenDataset, *, limit: int | None = None
+) -> dict[str, float]:
+    """Mean negative log-likelihood of known crystals, each under its own stability class.
+
+    Args:
+        policy: scored in evaluation mode.
+        dataset: prepared tokens; taken in their canonical setting.
+        limit: how many of them, the first rows; all by default.
+
+    Returns:
+        Nats a crystal by part, see ``policies.wyckoff.PARTS``.
+    """
+    policy.network.eval()
+    classes, condition = stability_classes(dataset), every_crystal()
+    rows = np.arange(min(len(dataset), limit or len(dataset)))
+    rows = rows[np.argsort(dataset.n_sites[rows], kind="stable")]
+    totals = torch.zeros(len(PARTS), dtype=torch.float64)
+    for chunk in np.array_split(rows, max(1, len(rows) // 256)):
+        batch = canonical_setting(dataset.rows(chunk))
+        tokens = Tokens.from_batch(batch, stability=classes[chunk]).to(policy.device)
+        totals += policy.log_prob_parts(tokens, condition).sum(0).double().cpu()
+    return {name: -float(total) / len(rows) for name, total in zip(PARTS, totals, strict=True)}
+
+
 def add_noise(
     batch: WyckoffBatch, rng: np.random.Generator, config: PretrainingConfig
 ) -> tuple[WyckoffBatch, np.ndarray]:
@@ -122,6 +163,18 @@ def add_noise(
     parameters += rng.normal(0, config.lattice_noise, parameters.shape)
     noisy = WyckoffBatch(batch.space_group, batch.wyckoff, batch.species, coords, batch.lattice)
     return noisy, parameters
+
+
+def _n_movable(dataset: TokenDataset, *, chunk: int = 8192) -> np.ndarray:
+    """(N,) int16, sites of each crystal that have a free coordinate."""
+    tables = symmetry.tables()
+    movable = (tables.dof > 0) & (tables.multiplicity > 0)
+    counts = [
+        movable[batch.space_group.astype(int)[:, None] - 1, batch.wyckoff.astype(int)].sum(1)
+        for start in range(0, len(dataset), chunk)
+        for batch in [dataset.rows(np.arange(start, min(start + chunk, len(dataset))))]
+    ]
+    return np.concatenate(counts).astype(np.int16)
 
 
 class _Likelihood(nn.Module):
@@ -158,7 +211,7 @@ class Pretraining:
         self.folder, self.config = Path(folder), config
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.condition = Condition(np.r_[0.0, np.ones(230)], max_atoms=10_000)
+        self.condition = every_crystal()
         network = policy.network
         decayed = [p for p in network.parameters() if p.ndim >= 2]
         others = [p for p in network.parameters() if p.ndim < 2]
@@ -171,7 +224,7 @@ class Pretraining:
             betas=(0.9, 0.98),
         )
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.step, self.best = 0, math.inf
+        self.step, self.best, self.skipped_steps = 0, math.inf, 0
         self.steps_per_epoch = len(train) // config.batch_size
         if not self.steps_per_epoch:
             raise InputError(
@@ -180,22 +233,19 @@ class Pretraining:
                 fix="prepare more crystals, or lower batch_size",
             )
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
-        self.train_classes = self._classes(train)
-        self.validation_classes = self._classes(validation)
-
-    @staticmethod
-    def _classes(dataset: TokenDataset) -> np.ndarray:
-        if "e_hull" not in dataset.columns:
-            return np.full(len(dataset), UNKNOWN_STABILITY)
-        return stability_class(np.asarray(dataset.columns["e_hull"], dtype=np.float64))
+        self.n_movable = _n_movable(train)
+        self.train_classes = stability_classes(train)
 
     # data ---------------------------------------------------------------------------------
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
-        """Batches of one epoch: equal numbers of sites, in random order, all of full size."""
+        """Batches of one epoch, in random order, all of full size.
+
+        The crystals of a batch have equal numbers of sites and of sites with free coordinates.
+        """
         rng = np.random.default_rng([self.config.seed, 1, epoch])
         order = rng.permutation(len(self.train))
-        order = order[np.argsort(self.train.n_sites[order], kind="stable")]
+        order = order[np.lexsort((self.n_movable[order], self.train.n_sites[order]))]
         start = rng.integers(0, len(order) % self.config.batch_size + 1)
         stop = start + self.steps_per_epoch * self.config.batch_size
         batches = order[start:stop].reshape(self.steps_per_epoch, -1)
@@ -204,22 +254,17 @@ class Pretraining:
     def _tokens(self, rows: np.ndarray, step: int) -> Tokens:
         """This process's share of a batch, augmented."""
         rng = np.random.default_rng([self.config.seed, 2, step])
-        batch = self._rows(self.train, rows, rng)
+        batch = self.train.rows(rows)
+        if self.config.setting == "random":
+            batch = random_setting(batch, rng)
+        else:
+            batch = canonical_setting(batch)
         batch, parameters = add_noise(batch, rng, self.config)
         share = slice(self.rank, None, self.world)
         classes = self.train_classes[rows]
         return Tokens.from_batch(
             batch[share], stability=classes[share], parameters=parameters[share]
         )
-
-    def _rows(
-        self, dataset: TokenDataset, rows: np.ndarray, rng: np.random.Generator | None = None
-    ) -> WyckoffBatch:
-        """Crystals in the setting that the run asks for; without ``rng``, the canonical one."""
-        batch = dataset.rows(rows)
-        if self.config.setting == "random" and rng is not None:
-            return random_setting(batch, rng)
-        return canonical_setting(batch)
 
     def _batches(self) -> Iterator[np.ndarray]:
         """Batches from the current step to the last."""
@@ -245,8 +290,14 @@ class Pretraining:
     def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> dict[str, float]:
         """Train to the end, from wherever the run stands.
 
+        A step whose gradient is not finite leaves the weights as they are and is counted in the
+        metrics as one of the ``skipped_steps``.
+
         Returns:
             The last validation: nats a crystal in all and by part.
+
+        Raises:
+            NucleateError: too many steps in a row had no finite gradient.
         """
         keep_memory()
         likelihood: nn.Module = _Likelihood(self.policy, self.condition)
@@ -254,7 +305,7 @@ class Pretraining:
             likelihood = nn.parallel.DistributedDataParallel(likelihood)
         device = self.policy.device
         result: dict[str, float] = {}
-        started, seen = time.monotonic(), 0
+        started, seen, skipped_in_a_row = time.monotonic(), 0, 0
         for rows in self._batches():
             tokens = self._tokens(rows, self.step).to(device)
             torch.manual_seed(hash((self.config.seed, 3, self.step, self.rank)) % 2**31)
@@ -271,6 +322,12 @@ class Pretraining:
                 group["lr"] = self.learning_rate(self.step)
             if torch.isfinite(norm):
                 self.optimiser.step()
+                skipped_in_a_row = 0
+            else:
+                self.skipped_steps += 1
+                skipped_in_a_row += 1
+                if skipped_in_a_row == MOST_SKIPPED:
+                    raise self._diverged()
             self._update_average()
             self.step += 1
             seen += len(rows)
@@ -279,6 +336,7 @@ class Pretraining:
                 "epoch": self.step / self.steps_per_epoch,
                 "loss": self._mean(loss.detach()),
                 "gradient_norm": float(norm),
+                "skipped_steps": self.skipped_steps,
                 "crystals_per_second": seen / (time.monotonic() - started),
             }
             if self.step % self.config.validate_every == 0 or self.step == self.total_steps:
@@ -288,6 +346,14 @@ class Pretraining:
             if on_step is not None and self.rank == 0:
                 on_step(metrics)
         return result
+
+    def _diverged(self) -> NucleateError:
+        return NucleateError(
+            f"the training in {self.folder} has diverged at step {self.step}",
+            f"the gradient was not finite in {MOST_SKIPPED} steps in a row",
+            "go on from the last checkpoint with a lower learning_rate or in float32; if it fails "
+            "at once, look at the data",
+        )
 
     def _clip_gradients(self) -> torch.Tensor:
         """Clip the gradient of each weight to norm ``clip`` on its own; returns the whole norm.
@@ -321,22 +387,13 @@ class Pretraining:
 
         Crystals count under their own stability class; nats a crystal, the first ``limit`` rows.
         """
-        current = {k: v.detach().clone() for k, v in self.policy.network.state_dict().items()}
-        self.policy.network.load_state_dict(self.average)
-        self.policy.network.eval()
-        rows = np.arange(min(limit, len(self.validation)))
-        rows = rows[np.argsort(self.validation.n_sites[rows], kind="stable")]
-        totals = torch.zeros(len(PARTS))
-        for chunk in np.array_split(rows, max(1, len(rows) // 256)):
-            tokens = Tokens.from_batch(
-                self._rows(self.validation, chunk), stability=self.validation_classes[chunk]
-            ).to(self.policy.device)
-            totals += self.policy.log_prob_parts(tokens, self.condition).sum(0).cpu()
-        self.policy.network.load_state_dict(current)
-        mean = -(totals / len(rows))
-        result = {"validation": float(mean.sum())}
-        result |= {f"validation_{name}": float(v) for name, v in zip(PARTS, mean, strict=True)}
-        return result
+        network = self.policy.network
+        current = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        network.load_state_dict(self.average)
+        parts = negative_log_likelihood(self.policy, self.validation, limit=limit)
+        network.load_state_dict(current)
+        named = {f"validation_{name}": value for name, value in parts.items()}
+        return {"validation": sum(parts.values())} | named
 
     # checkpoints --------------------------------------------------------------------------
 
@@ -368,7 +425,12 @@ class Pretraining:
         state = self.optimiser.state_dict()
         for index, entry in state["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in entry.items()}
-        meta = {"step": self.step, "best": self.best, "config": asdict(self.config)}
+        meta = {
+            "step": self.step,
+            "best": self.best,
+            "skipped_steps": self.skipped_steps,
+            "config": asdict(self.config),
+        }
         path = self.folder / "checkpoint.safetensors"
         write_atomic(
             path, lambda part: save_file(tensors, part, metadata={"nucleate": json.dumps(meta)})
@@ -393,9 +455,12 @@ class Pretraining:
             ) from error
         self._forget_log(meta["step"])
         self.step, self.best = meta["step"], meta["best"]
+        self.skipped_steps = meta.get("skipped_steps", 0)
         network = {k[8:]: v for k, v in tensors.items() if k.startswith("network.")}
         self.policy.network.load_state_dict(network)
-        self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
+        self.average = {
+            k[8:]: v.to(self.policy.device) for k, v in tensors.items() if k.startswith("average.")
+        }
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimiser."):

@@ -1,9 +1,9 @@
 """The Wyckoff policy: crystals drawn site by site inside a space group.
 
-Variables and order are those of CrystalFormer (arXiv:2403.15734): given the space group, each site
-draws its Wyckoff letter, species and the coordinates that the position leaves free; after the last
-site, the lattice. Where the published code scores another distribution than it samples, this one
-does not:
+The variables are those of CrystalFormer (arXiv:2403.15734): given the space group, a Wyckoff letter
+and a species for each site, the coordinates that the position leaves free, and the lattice. All
+letters and species are drawn first, then the geometry: the shape of the cell, coordinates, scale.
+Where the published code scores another distribution than it samples, this one does not:
 
 * a coordinate that the position fixes or ties to another carries no density;
 * one component of the lattice mixture is drawn for all parameters together, and scored so;
@@ -31,6 +31,7 @@ from nucleate.policies.distributions import (
     sample_gaussian_mixture,
     sample_von_mises,
     von_mises_log_prob,
+    wrapped,
 )
 from nucleate.policies.site_transformer import SiteTransformer
 from nucleate.policies.tokens import Tokens, buckets
@@ -40,6 +41,9 @@ from nucleate.structures.wyckoff import WyckoffBatch
 
 PARTS = ("wyckoff", "species", "coordinates", "lattice")
 
+GEOMETRY_BUCKET = 64
+"""Crystals whose geometries are drawn together: keys and values of more fall out of the caches."""
+
 
 @dataclass(frozen=True)
 class _Tables:
@@ -48,6 +52,7 @@ class _Tables:
     exists: torch.Tensor  # (231, 28)
     atoms: torch.Tensor  # (231, 28) atoms in the primitive cell
     fixed: torch.Tensor  # (231, 28) position without a free coordinate
+    movable: torch.Tensor  # (231, 28) position with one
     free: torch.Tensor  # (231, 28, 3)
     rotation: torch.Tensor  # (231, 28, 3, 3)
     translation: torch.Tensor  # (231, 28, 3)
@@ -66,6 +71,7 @@ class _Tables:
             exists=padded(exists, torch.bool),
             atoms=padded(tables.multiplicity // tables.centring_order[:, None], torch.int64),
             fixed=padded((tables.dof == 0) & exists, torch.bool),
+            movable=padded((tables.dof > 0) & exists, torch.bool),
             free=padded(tables.free, torch.bool),
             rotation=padded(tables.first_rotation, torch.float32),
             translation=padded(tables.first_translation, torch.float32),
@@ -169,30 +175,73 @@ class WyckoffPolicy:
         """
         network = self.network
         states, positions = network.trunk(
-            tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species, tokens.frac_coords
+            tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species
         )
-        present = tokens.wyckoff > 0
-        rows = torch.arange(len(tokens), device=self.device)
         draws = [self._letter_draws(tokens, states, positions, condition)]
-        # species
-        row, site = present.nonzero(as_tuple=True)
-        state = states[row, site]
-        letter, species = tokens.wyckoff[row, site], tokens.species[row, site]
-        position = positions[row, letter]
+        row, site = (tokens.wyckoff > 0).nonzero(as_tuple=True)
         elements = torch.from_numpy(condition.elements).to(self.device).expand(len(row), -1)
-        logits = network.species_logits(state, position)
-        draws.append((self._chosen(logits, elements, species, condition), row))
+        logits = network.species_logits(
+            states[row, site], positions[row, tokens.wyckoff[row, site]]
+        )
+        draws.append((self._chosen(logits, elements, tokens.species[row, site], condition), row))
         if continuous:
-            drawn = network.drawn_state(state, position, species)
-            draws.append(self._coordinate_draws(tokens, drawn, row, site, condition))
-            stop = states[rows, present.sum(1)]
-            draws.append((self._lattice_log_prob(tokens, stop, condition), rows))
+            draws += self._geometry_draws(tokens, condition)
         return Draws(
             torch.cat([value for value, _ in draws]),
             torch.cat([row for _, row in draws]),
             torch.cat([torch.full_like(row, part) for part, (_, row) in enumerate(draws)]),
             len(tokens),
         )
+
+    def _geometry_draws(
+        self, tokens: Tokens, condition: Condition
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Coordinates and lattices: log-densities and the crystals they belong to."""
+        geometry, temperature = self.network.geometry, condition.coordinate_temperature
+        rows = torch.arange(len(tokens), device=self.device)
+        free = self.tables.free_lattice[tokens.space_group]
+        encoding = geometry.encode(
+            tokens.space_group, tokens.stability, tokens.wyckoff, tokens.species
+        )
+        shape = tokens.parameters[:, 1:] * free[:, 1:]
+        lattice_density = gaussian_mixture_log_prob(
+            geometry.shape_raw(encoding), shape, free[:, 1:], temperature=temperature
+        )
+        position, n_movable = self._positions_to_draw(tokens.space_group, tokens.wyckoff)
+        coords = tokens.frac_coords[rows[:, None], (position - 1).clamp(min=0)]
+        states = geometry.decode(encoding, geometry.shape_state(shape), position, coords)
+        row, rank = (position > 0).nonzero(as_tuple=True)
+        coordinates = self._coordinate_draws(
+            tokens, states[row, rank], row, position[row, rank] - 1, condition
+        )
+        raw = geometry.scale_raw(
+            states[rows, n_movable],
+            tokens.contact_species,
+            tokens.contact_features,
+            tokens.tight,
+        )
+        scale = (tokens.parameters[:, lattice.SCALE] - tokens.tight).unsqueeze(1)
+        lattice_density = lattice_density + gaussian_mixture_log_prob(
+            raw, scale, torch.ones_like(free[:, :1]), temperature=temperature
+        )
+        return [coordinates, (lattice_density, rows)]
+
+    def _positions_to_draw(
+        self, space_group: torch.Tensor, wyckoff: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the decoder of the geometry draws, in order.
+
+        Returns:
+            (B, M) int64: 1 + index of each site with a free coordinate, then zeros, the first of
+            which is the scale; and (B,) the number of such sites.
+        """
+        movable = self.tables.movable[space_group.unsqueeze(1), wyckoff]
+        count = movable.sum(1)
+        most = int(count.max())
+        order = torch.argsort((~movable).to(torch.uint8), dim=1, stable=True)[:, :most] + 1
+        rank = torch.arange(most, device=self.device)
+        order = torch.where(rank < count.unsqueeze(1), order, 0)
+        return torch.cat([order, order.new_zeros(len(order), 1)], 1), count
 
     def _coordinate_draws(
         self,
@@ -208,7 +257,7 @@ class WyckoffPolicy:
         densities, rows = [], []
         for axis in range(3):
             index = free[:, axis].nonzero().squeeze(1)
-            raw = self.network.coordinate_raw(axis, drawn[index], coords[index])
+            raw = self.network.geometry.coordinate_raw(axis, drawn[index], coords[index])
             densities.append(
                 von_mises_log_prob(
                     raw, coords[index, axis], temperature=condition.coordinate_temperature
@@ -252,25 +301,6 @@ class WyckoffPolicy:
         logits = self.network.letter_logits(states, positions)[row, site]
         return self._chosen(logits, allowed, letters[row, site], condition), row
 
-    def _lattice_log_prob(
-        self, tokens: Tokens, stop: torch.Tensor, condition: Condition
-    ) -> torch.Tensor:
-        free = self.tables.free_lattice[tokens.space_group]
-        shape = tokens.parameters[:, 1:] * free[:, 1:]
-        density = gaussian_mixture_log_prob(
-            self.network.shape_raw(stop),
-            shape,
-            free[:, 1:],
-            temperature=condition.coordinate_temperature,
-        )
-        raw = self.network.scale_raw(
-            stop, shape, tokens.contact_species, tokens.contact_features, tokens.tight
-        )
-        scale = (tokens.parameters[:, lattice.SCALE] - tokens.tight).unsqueeze(1)
-        return density + gaussian_mixture_log_prob(
-            raw, scale, torch.ones_like(free[:, :1]), temperature=condition.coordinate_temperature
-        )
-
     @staticmethod
     def _chosen(
         logits: torch.Tensor, allowed: torch.Tensor, choice: torch.Tensor, condition: Condition
@@ -294,14 +324,17 @@ class WyckoffPolicy:
         return self.log_prob_by_part(rollout, batch_size=batch_size).sum(1)
 
     @torch.no_grad()
-    def log_prob_by_part(self, rollout: Rollout, *, batch_size: int = 64) -> torch.Tensor:
-        """The same in four parts, (B, 4); see ``PARTS``."""
+    def log_prob_by_part(
+        self, rollout: Rollout, *, batch_size: int = 64, continuous: bool = True
+    ) -> torch.Tensor:
+        """The same in four parts, (B, 4), see ``PARTS``; zeros for those left out."""
         tokens, condition = self.tokens(rollout), rollout.trace["condition"]
         result = torch.zeros(len(tokens), len(PARTS), device=self.device)
         was_training = self.network.training
         self.network.eval()
         for rows in buckets(tokens.n_sites, batch_size):
-            result[rows] = self.log_prob_parts(tokens.select(rows), condition)
+            draws = self.log_prob_draws(tokens.select(rows), condition, continuous=continuous)
+            result[rows] = draws.parts()
         self.network.train(was_training)
         return result.cpu()
 
@@ -323,30 +356,40 @@ class WyckoffPolicy:
     def _sample_sites(
         self, space_group: torch.Tensor, condition: Condition, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Sites of B crystals, the state at each one's stop and the log-probability so far.
+        """All of B crystals but the scale: sites, shape, and the state that draws the scale."""
+        drawn = self._sample_protostructures(space_group, condition, generator)
+        drawn |= self._new_geometries(drawn)
+        _, n_movable = self._positions_to_draw(space_group, drawn["wyckoff"])
+        # crystals of like size together, so that little is spent on padding
+        size = (drawn["wyckoff"] > 0).sum(1) * (drawn["wyckoff"].shape[1] + 1) + n_movable
+        for rows in buckets(size, GEOMETRY_BUCKET):
+            self._sample_geometry(drawn, rows, condition, generator)
+        return drawn
 
-        The last is (B, 2): of letters and species, and of coordinates.
+    def _sample_protostructures(
+        self, space_group: torch.Tensor, condition: Condition, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Letters and species of B crystals and their log-probability.
+
+        The last is (B, 2): of letters and species, and of all else, 0 so far.
         """
         network, tables, n = self.network, self.tables, len(space_group)
         most = network.config.max_sites
         wyckoff = torch.zeros(n, most, dtype=torch.int64, device=self.device)
-        species, coords = torch.zeros_like(wyckoff), torch.zeros(n, most, 3, device=self.device)
-        log_prob = torch.zeros(n, 2, device=self.device)  # discrete, continuous draws
-        stop = torch.zeros(n, network.config.width, device=self.device)
+        species = torch.zeros_like(wyckoff)
+        log_prob = torch.zeros(n, 2, device=self.device)
         stability = torch.full_like(space_group, condition.stability)
         elements = torch.from_numpy(condition.elements).to(self.device)
         alive = torch.arange(n, device=self.device)
         decoding = network.start(space_group, stability)
-        positions = network._positions(space_group)
+        positions = network.embedding.positions(space_group)
         previous, n_atoms = torch.zeros_like(space_group), torch.zeros_like(space_group)
         for site in range(most + 1):
             group = decoding.space_group
             allowed = self._letters_allowed(group, previous, n_atoms, site, condition)
             logits = network.letter_logits(decoding.state.unsqueeze(1), positions).squeeze(1)
             letter = self._draw(logits, allowed, alive, log_prob, condition, generator)
-            ended = letter == 0
-            stop[alive[ended]] = decoding.state[ended]
-            going = (~ended).nonzero().squeeze(1)
+            going = letter.nonzero().squeeze(1)
             if not len(going):
                 break
             alive, letter, positions = alive[going], letter[going], positions[going]
@@ -357,23 +400,69 @@ class WyckoffPolicy:
             kind = self._draw(
                 logits, elements.expand(len(going), -1), alive, log_prob, condition, generator
             )
-            state = network.drawn_state(decoding.state, position, kind)
-            xyz = self._draw_coordinates(
-                state, group, letter, alive, log_prob, condition, generator
-            )
-            wyckoff[alive, site], species[alive, site], coords[alive, site] = letter, kind, xyz
+            wyckoff[alive, site], species[alive, site] = letter, kind
             n_atoms = n_atoms + tables.atoms[group, letter]
-            decoding = network.finish_site(decoding, position, kind, xyz)
+            decoding = network.finish_site(decoding, position, kind)
             previous = letter
+        n_sites = int((wyckoff > 0).sum(1).max())
         return {
             "space_group": space_group,
-            "wyckoff": wyckoff,
-            "species": species,
-            "frac_coords": coords,
-            "stop": stop,
             "stability": stability,
+            "wyckoff": wyckoff[:, :n_sites],
+            "species": species[:, :n_sites],
             "log_prob": log_prob,
         }
+
+    def _new_geometries(self, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Room for the geometries of B crystals; coordinates that need no draw are in place."""
+        n, device = len(drawn["space_group"]), self.device
+        fixed = self.tables.translation[drawn["space_group"].unsqueeze(1), drawn["wyckoff"]]
+        coords = torch.remainder(fixed, 1.0) * (drawn["wyckoff"] > 0).unsqueeze(-1)
+        return {
+            "frac_coords": coords,
+            "shape": torch.zeros(n, lattice.N_PARAMETERS - 1, device=device),
+            "before_scale": torch.zeros(n, self.network.config.width, device=device),
+        }
+
+    def _sample_geometry(
+        self,
+        drawn: dict[str, torch.Tensor],
+        rows: torch.Tensor,
+        condition: Condition,
+        generator: torch.Generator,
+    ) -> None:
+        """Shapes and coordinates of the crystals ``rows``, written into ``drawn``."""
+        geometry, temperature = self.network.geometry, condition.coordinate_temperature
+        _, n_movable = self._positions_to_draw(drawn["space_group"][rows], drawn["wyckoff"][rows])
+        # the longest first: those that go on are the first ones
+        rows = rows[torch.argsort(n_movable, descending=True, stable=True)]
+        group = drawn["space_group"][rows]
+        n_sites = int((drawn["wyckoff"][rows] > 0).sum(1).max())
+        wyckoff, species = drawn["wyckoff"][rows, :n_sites], drawn["species"][rows, :n_sites]
+        encoding = geometry.encode(group, drawn["stability"][rows], wyckoff, species)
+        free = self.tables.free_lattice[group][:, 1:]
+        raw = geometry.shape_raw(encoding)
+        shape = sample_gaussian_mixture(raw, free.shape[1], generator, temperature=temperature)
+        shape = shape * free
+        log_prob = drawn["log_prob"]
+        log_prob[rows, 1] += gaussian_mixture_log_prob(raw, shape, free, temperature=temperature)
+        drawn["shape"][rows] = shape
+        positions, n_movable = self._positions_to_draw(group, wyckoff)
+        decoding = geometry.start(encoding, geometry.shape_state(shape), positions.shape[1])
+        previous = torch.zeros_like(group)
+        coords = torch.zeros(len(rows), 3, device=self.device)
+        for rank in range(positions.shape[1]):
+            n = int((n_movable >= rank).sum())
+            position = positions[:n, rank]
+            state = geometry.advance(decoding, position, previous[:n], coords[:n])
+            drawn["before_scale"][rows[:n][position == 0]] = state[position == 0]
+            n = int((position > 0).sum())
+            previous, site = position[:n], position[:n] - 1
+            letter = wyckoff[torch.arange(n, device=self.device), site]
+            coords = self._draw_coordinates(
+                state[:n], group[:n], letter, rows[:n], log_prob, condition, generator
+            )
+            drawn["frac_coords"][rows[:n], site] = coords
 
     @staticmethod
     def _draw(
@@ -409,10 +498,10 @@ class WyckoffPolicy:
         xyz = torch.zeros(len(group), 3, device=self.device)
         for axis in range(3):
             tied = (rotation[:, axis] * xyz).sum(1) + shift[:, axis]
-            xyz[:, axis] = torch.remainder(tied, 1.0)
+            xyz[:, axis] = wrapped(tied)
             index = free[:, axis].nonzero().squeeze(1)
             if len(index):
-                raw = self.network.coordinate_raw(axis, state[index], xyz[index])
+                raw = self.network.geometry.coordinate_raw(axis, state[index], xyz[index])
                 value = sample_von_mises(
                     raw, generator, temperature=condition.coordinate_temperature
                 )
@@ -420,44 +509,35 @@ class WyckoffPolicy:
                 log_prob[alive[index], 1] += von_mises_log_prob(
                     raw, value, temperature=condition.coordinate_temperature
                 )
-        return torch.where(xyz >= 1.0, torch.zeros_like(xyz), xyz)
+        return xyz
 
     def _sample_lattice(
         self, drawn: dict[str, torch.Tensor], condition: Condition, generator: torch.Generator
     ) -> tuple[Tokens, WyckoffBatch, torch.Tensor]:
-        """Shape, then scale; the batch with its lattices and its (B, 2) log-probability."""
-        network, temperature = self.network, condition.coordinate_temperature
-        stop, space_group = drawn["stop"], drawn["space_group"]
-        free = self.tables.free_lattice[space_group]
-        raw = network.shape_raw(stop)
-        shape = sample_gaussian_mixture(raw, 5, generator, temperature=temperature) * free[:, 1:]
+        """Scales; the batch with its lattices and its (B, 2) log-probability."""
+        temperature, space_group = condition.coordinate_temperature, drawn["space_group"]
         log_prob = drawn["log_prob"]
-        log_prob[:, 1] += gaussian_mixture_log_prob(
-            raw, shape, free[:, 1:], temperature=temperature
-        )
-        n_sites = int((drawn["wyckoff"] > 0).sum(1).max())
         batch = WyckoffBatch(
             space_group=space_group.cpu().numpy().astype(np.int16),
-            wyckoff=drawn["wyckoff"][:, :n_sites].cpu().numpy().astype(np.int8),
-            species=drawn["species"][:, :n_sites].cpu().numpy().astype(np.int8),
-            frac_coords=drawn["frac_coords"][:, :n_sites].cpu().numpy(),
+            wyckoff=drawn["wyckoff"].cpu().numpy().astype(np.int8),
+            species=drawn["species"].cpu().numpy().astype(np.int8),
+            frac_coords=drawn["frac_coords"].cpu().numpy(),
             lattice=np.ones((len(space_group), 6), dtype=np.float32),
         )
-        parameters = np.concatenate([np.zeros((len(batch), 1)), shape.cpu().numpy()], 1)
+        parameters = np.concatenate([np.zeros((len(batch), 1)), drawn["shape"].cpu().numpy()], 1)
         contacts = find_contacts(batch, parameters)
         tight = torch.from_numpy(contacts.tight).to(self.device)
-        raw = network.scale_raw(
-            stop,
-            shape,
+        raw = self.network.geometry.scale_raw(
+            drawn["before_scale"],
             torch.from_numpy(contacts.species).to(self.device),
             torch.from_numpy(contacts.features).to(self.device),
             tight,
         )
-        scale = sample_gaussian_mixture(raw, 1, generator, temperature=temperature)
-        log_prob[:, 1] += gaussian_mixture_log_prob(
-            raw, scale, torch.ones_like(free[:, :1]), temperature=temperature
+        scale = sample_gaussian_mixture(raw, 1, generator, temperature=temperature) + tight[:, None]
+        log_prob[:, 1] += gaussian_mixture_log_prob(  # of the number that is kept, as rounded
+            raw, scale - tight[:, None], torch.ones_like(scale) > 0, temperature=temperature
         )
-        parameters[:, lattice.SCALE] = (scale.squeeze(1) + tight).cpu().numpy()
+        parameters[:, lattice.SCALE] = scale.squeeze(1).cpu().numpy()
         cells = lattice.to_lattice(parameters, batch.n_atoms, batch.space_group)
         batch = WyckoffBatch(
             batch.space_group,

@@ -2,14 +2,14 @@
 
 From Python the function itself is given; from a recipe ``path/to/file.py:function``. None, or a
 number that is not finite, means "no value for this crystal". With a pool, a function from a file
-runs in the workers, where a crash or a hang costs one crystal.
+runs in the workers, where a crash or a hang costs one crystal; with ``python``, in workers of
+another interpreter, which has the packages that the function needs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from nucleate.errors import InputError, RecipeError, did_you_mean
+from nucleate import worker
+from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
+from nucleate.physics.potentials import WorkerCrashError
 from nucleate.protocols import CostClass, Scores, Status
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class ChunkPool(Protocol):
 
     def map_chunks(
         self,
-        function: Callable[[list[Any]], list[Any]],
+        function: Any,
         items: Sequence[Any],
         chunk_size: int,
         *,
@@ -85,9 +87,6 @@ class CustomProperty:
         self.cost = cost
         self._function = function
         self._key = key or f"custom/{self.name}/{_source_hash(function)}"
-        self._file: tuple[str, str, str] | None = None
-        self._pool: ChunkPool | None = None
-        self._timeout: float | None = None
 
     @classmethod
     def from_file(
@@ -99,6 +98,9 @@ class CustomProperty:
         timeout: float | None = 60.0,
         name: str | None = None,
         unit: str = "",
+        python: str | None = None,
+        workers: int = 1,
+        structures: str = "pymatgen",
     ) -> CustomProperty:
         """The property of a function in a Python file, which is run to load it.
 
@@ -109,22 +111,35 @@ class CustomProperty:
             timeout: seconds for one crystal in the pool.
             name: name of the property; the function's by default.
             unit: its unit.
+            python: another interpreter, by path, to load and call the function in.
+            workers: processes of that interpreter.
+            structures: what the function is given there: "pymatgen" Structures, "ase" Atoms, or
+                a "dict" of lattice (rows, Å), numbers and frac_coords.
 
         Raises:
-            InputError: the file can't be read or run.
+            InputError: the file can't be read or run, or there is no such interpreter.
             RecipeError: it has no such function.
+            MissingDependencyError: the other interpreter lacks a package.
         """
         content_hash = _file_hash(path)
-        loaded = _load(str(path), function, content_hash)
-        made = cls(
-            loaded,
-            name=name or function,
-            unit=unit,
-            key=f"custom/{name or function}/{content_hash}/{function}",
-        )
-        made._file = (str(path), function, content_hash)
-        made._pool, made._timeout = pool, timeout
-        return made
+        name = name or function
+        key = f"custom/{name}/{content_hash}/{function}"
+        called: PropertyFunction
+        if python is not None:
+            from nucleate.execution.isolated import IsolatedPool
+            from nucleate.execution.remote import Remote
+
+            isolated = IsolatedPool(python, workers, timeout=timeout)
+            remote = Remote(f"{path}:{function}", content_hash, structures)
+            isolated.load(remote)
+            called = partial(_call_in_pool, name, isolated, remote, timeout)
+            key += f"/{structures}/{isolated.python}"
+        else:
+            called = _load(str(path), function, content_hash)
+            if pool is not None:
+                work = partial(_call_file, str(path), function, content_hash)
+                called = partial(_call_in_pool, name, pool, work, timeout)
+        return cls(called, name=name, unit=unit, key=key)
 
     @property
     def key(self) -> str:
@@ -137,20 +152,23 @@ class CustomProperty:
         Raises:
             InputError: the function returned another number of values than it was given.
         """
-        if self._pool is not None and self._file is not None:
-            work = partial(_call_file, *self._file)
-            chunks = self._pool.map_chunks(work, structures, _CHUNK, timeout=self._timeout)
-            answers = [answer for chunk in chunks for answer in chunk.result()]
-            errors = [answer for answer in answers if isinstance(answer, Exception)]
-            if len(errors) == len(answers) >= _HOPELESS:
-                raise InputError(
-                    f"The property {self.name!r} raised on each of {len(answers)} crystals.",
-                    f"{type(errors[0]).__name__}: {errors[0]}.",
-                    "It takes a list of structures and gives a number for each; mend the file.",
-                ) from errors[0]
-        else:
-            answers = _call(self._function, self.name, structures)
-        return _scores(self.name, answers)
+        return _scores(self.name, _call(self._function, self.name, structures))
+
+
+def _call_in_pool(
+    name: str, pool: ChunkPool, work: Any, timeout: float | None, structures: Sequence[Structure]
+) -> list[Any]:
+    """A value, or the exception in its place, for each structure."""
+    chunks = pool.map_chunks(work, structures, _CHUNK, timeout=timeout)
+    answers = [answer for chunk in chunks for answer in chunk.result()]
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(errors) == len(answers) >= _HOPELESS:
+        raise InputError(
+            f"The property {name!r} raised on each of {len(answers)} crystals.",
+            f"{_told(errors[0])}.",
+            "It takes a list of structures and gives a number for each; mend the file.",
+        ) from errors[0]
+    return answers
 
 
 def _scores(name: str, answers: Sequence[Any]) -> Scores:
@@ -160,7 +178,7 @@ def _scores(name: str, answers: Sequence[Any]) -> Scores:
     for i, answer in enumerate(answers):
         if isinstance(answer, Exception):
             status[i] = _status(answer)
-            reason[i] = f"{name}: {type(answer).__name__}: {answer}"
+            reason[i] = f"{name}: {_told(answer)}"
             continue
         try:
             number = np.nan if answer is None else float(answer)
@@ -178,7 +196,14 @@ def _scores(name: str, answers: Sequence[Any]) -> Scores:
 def _status(error: Exception) -> Status:
     if isinstance(error, TimeoutError):
         return Status.TIMEOUT
-    return Status.CRASHED if type(error).__name__ == "WorkerCrashError" else Status.FAILED
+    return Status.CRASHED if isinstance(error, WorkerCrashError) else Status.FAILED
+
+
+def _told(error: Exception) -> str:
+    """An exception in one line."""
+    if isinstance(error, NucleateError):
+        return " ".join(part for part in (error.what, error.why) if part)
+    return f"{type(error).__name__}: {error}"
 
 
 def _call(function: PropertyFunction, name: str, structures: Sequence[Structure]) -> list[Any]:
@@ -216,12 +241,8 @@ def _file_hash(path: Path) -> str:
 @lru_cache(maxsize=32)
 def _load(path: str, function: str, content_hash: str) -> PropertyFunction:
     """The function of a file whose content has this hash."""
-    spec = importlib.util.spec_from_file_location(f"nucleate_custom_{content_hash[:12]}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file.", fix="Write path/to/file.py:function.")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = worker.load_file(path, content_hash)
     except Exception as error:  # the user's own code may raise anything
         raise InputError(
             f"{path} can't be run.", f"{type(error).__name__}: {error}.", "Mend the file."

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     EnergyResult = PotentialResult | Relaxation | Exception
 
 LARGEST_ENERGY = 50.0  # eV/atom, beyond which an energy is the potential's failure
+CORRECTED_LEVEL = "PBE(+U)"  # level of theory that the MP2020 corrections were fitted to
 
 
 class EnergyAboveHull:
@@ -37,16 +38,17 @@ class EnergyAboveHull:
     ``hull_support``, the number of known compounds that compete (a float, as NaN marks absence).
 
     Args:
-        potential: a potential, or the name of one ("chgnet"); a name is loaded at first use.
+        potential: a potential, the name of one ("chgnet"), or a mapping of name and settings.
         hull: a hull, the name of a shipped one, or the path of a hull file.
         relax: False for crystals as they are, True for the default relaxation, or its settings,
             in a recipe as a mapping. A relaxation that has not converged within its steps
             counts with its last energy.
         correct: add the MP2020 corrections to the energies of a potential that imitates raw
-            PBE(+U).
+            PBE(+U) with the Materials Project's settings, :data:`CORRECTED_LEVEL`.
 
     Raises:
-        RecipeError: the potential's energies and the hull's have different corrections.
+        RecipeError: the potential's energies and the hull's have different corrections, or the
+            corrections were not made for the potential's level of theory.
     """
 
     name = "e_above_hull"
@@ -54,7 +56,7 @@ class EnergyAboveHull:
 
     def __init__(
         self,
-        potential: Potential | str = "chgnet",
+        potential: Potential | str | Mapping[str, Any] = "chgnet",
         hull: Hull | str | Path = DEFAULT_HULL,
         relax: bool | RelaxSettings | Mapping[str, Any] = False,
         correct: bool = False,
@@ -253,6 +255,15 @@ def _check_scales(potential: Potential, hull: Hull, correct: bool) -> None:
             raise RecipeError(
                 f"correct is set, but the energies of {potential.name} carry {scale} corrections",
                 fix="Leave 'correct' out.",
+            )
+        if potential.level_of_theory != CORRECTED_LEVEL:
+            raise RecipeError(
+                f"correct is set, but the energies of {potential.name} are those of the level of "
+                f"theory {potential.level_of_theory!r}",
+                f"The MP2020 corrections were fitted to {CORRECTED_LEVEL} with the Materials "
+                "Project's settings, and would be wrong by tenths of an eV/atom for others.",
+                "Make a hull with the potential itself: nucleate hull build. If the energies are "
+                f"of that level, say so: 'level_of_theory: {CORRECTED_LEVEL}'.",
             )
         scale = "MP2020"
     if scale != hull.card.correction:

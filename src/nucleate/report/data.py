@@ -223,7 +223,7 @@ def _crystals(folder: Path, hull: str) -> list[ReportCrystal]:
             raise InputError(
                 f"{file} can't be read as a crystal",
                 str(error),
-                f"Write {folder} again with: nucleate evaluate",
+                f"Write {folder} again with: nucleate tune --resume {folder.parent}",
             ) from error
         found.append(report_crystal(structure, {str(k): v for k, v in row.items()}, hull, text))
     return found

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from nucleate.evaluation.compare import drawn
 from nucleate.evaluation.summary import FUNNEL
 from nucleate.report import figures
 from nucleate.report.data import ReportData
@@ -90,6 +91,7 @@ def _definitions(data: ReportData) -> str:
         ("S.U.N.", "stable, first of its kind among the stable, and novel"),
         ("Denominator", f"all {data.comparison['n']:,} requested samples, failed ones included"),
         ("Seeds", f"{seeds['base']} base, {seeds['tuned']} tuned"),
+        ("Drawn with", drawn(settings).removeprefix("Drawn with ") or "not stated"),
     ]
     body = "".join(f"<dt>{k}</dt><dd>{escape(str(v))}</dd>" for k, v in items)
     return f'<dl class="facts">{body}<dt>Hulls</dt><dd><ul>{hulls}</ul></dd></dl>'

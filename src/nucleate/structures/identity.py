@@ -177,6 +177,9 @@ class ReferenceSet:
         fetch: gives the cells of an array of row numbers.
         ids: (N,) names of the crystals; row numbers without it.
         cached: formulas kept in memory.
+
+    Attributes:
+        source: how many crystals, and where they are from; printed with every result.
     """
 
     def __init__(
@@ -193,6 +196,7 @@ class ReferenceSet:
         self._fetch = fetch
         self._ids = ids
         self._cached = cached
+        self.source = f"{len(self._keys):,} crystals"
         self._families: OrderedDict[int, _Family] = OrderedDict()
 
     @classmethod
@@ -210,7 +214,9 @@ class ReferenceSet:
         def fetch(rows: np.ndarray) -> list[Cell | None]:
             return decode_arrays(dataset.rows(rows))[0]
 
-        return cls(dataset.columns["formula_key"], fetch, dataset.ids)
+        result = cls(dataset.columns["formula_key"], fetch, dataset.ids)
+        result.source = f"{len(dataset):,} crystals of {dataset.path.name}"
+        return result
 
     @classmethod
     def from_file(cls, source: str | Path) -> ReferenceSet:
@@ -226,7 +232,9 @@ class ReferenceSet:
                 ids.append(raw.id)
         if not cells:
             raise InputError(f"{source} holds no usable crystal.", "", "Check the file.")
-        return cls._packed(_pack(cells), ids)
+        result = cls._packed(_pack(cells), ids)
+        result.source = f"{len(cells):,} crystals of {Path(source).name}"
+        return result
 
     @classmethod
     def _packed(cls, packed: Mapping[str, np.ndarray], ids: Sequence[str] | None) -> ReferenceSet:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import tempfile
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,16 +31,12 @@ import numpy as np
 from nucleate.errors import InputError, NucleateError, StorageError
 from nucleate.structures.datasets import CRYSTAL_ARRAYS, FORMAT, SITE_ARRAYS
 from nucleate.structures.io import iter_raw, source_files
+from nucleate.structures.labels import LABELS, LabelTable, label
 from nucleate.structures.matching import composition_key
 from nucleate.structures.parsing import COINCIDENT, Cell, RawRecord, parse_cell
 from nucleate.structures.validity import minimum_distance
 from nucleate.structures.wyckoff import encode_cells
 
-LABELS: dict[str, tuple[str, ...]] = {
-    "e_hull": ("e_hull", "energy_above_hull", "e_above_hull", "ehull"),
-    "e_form": ("e_form", "formation_energy_per_atom", "e_form_per_atom"),
-    "band_gap": ("band_gap", "dft_band_gap"),
-}  # our name: the columns that hold it in public datasets, the first one present counts
 CHUNK = 512  # crystals handed to a worker at a time
 
 
@@ -72,13 +70,16 @@ class Report:
         n_read: crystals found in the source.
         n_kept: crystals prepared.
         skipped: number left out, by kind of reason.
-        examples: up to 20 (source, reason) of those.
+        label_counts: for each label, how many of the prepared crystals have it from the
+            "source" or the "table", or have it "unknown".
+        examples: up to 20 (source, reason) of those left out.
     """
 
     path: Path
     n_read: int
     n_kept: int
     skipped: Mapping[str, int]
+    label_counts: Mapping[str, Mapping[str, int]]
     examples: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -88,7 +89,7 @@ def prepare(
     *,
     symprec: float = 0.01,
     filters: Filters | None = None,
-    labels: Mapping[str, tuple[str, ...]] | None = None,
+    labels: LabelTable | None = None,
     processes: int = 1,
     overwrite: bool = False,
 ) -> Report:
@@ -99,19 +100,19 @@ def prepare(
         out: directory to make.
         symprec: tolerance of the symmetry search, Å.
         filters: which crystals to keep.
-        labels: names of numeric labels to keep and, for each, the columns that may hold it;
-            energy above hull, formation energy and band gap by default.
+        labels: fills in the labels (energy above hull, formation energy, band gap) that the
+            source lacks, before the filters look at them.
         processes: worker processes; a script that asks for several needs the usual
             ``if __name__ == "__main__"``.
         overwrite: replace ``out`` if it exists.
 
     Raises:
-        InputError: an unreadable source, nothing left to prepare, or ``out`` exists.
+        InputError: an unreadable source, nothing left to prepare, ``labels`` that know none of
+            the source's crystals, or ``out`` exists.
         StorageError: the disk is full or ``out`` can't be written.
     """
     out = Path(out)
     filters = filters or Filters()
-    labels = dict(LABELS if labels is None else labels)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already.", "", "Choose another name or ask to overwrite.")
     files, name = [], "The source"
@@ -121,17 +122,21 @@ def prepare(
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
-        writer = _Writer(temporary, tuple(labels))
-        task = _Task(symprec, filters, labels)
-        for chunk in _encoded(iter(source), task, processes):
+        writer = _Writer(temporary)
+        for chunk in _encoded(iter(source), _Task(symprec, filters), labels, processes):
             writer.add(chunk)
+        if labels is not None and writer.n_in_table == 0:
+            raise _nothing_labelled(name, writer, labels)
         if writer.n_kept == 0:
             raise _nothing_left(name, writer)
-        sources = [
-            {"path": str(file), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
-            for file in files
-        ]
-        settings = {"symprec": symprec, "filters": asdict(filters), "sources": sources}
+        settings = {
+            "symprec": symprec,
+            "filters": asdict(filters),
+            "sources": [_provenance(file) for file in files],
+            "label_table": None
+            if labels is None
+            else {**_provenance(labels.path), "columns": dict(labels.columns)},
+        }
         report = writer.finish(out, settings)
         _take_place(temporary, out)
         return report
@@ -151,6 +156,19 @@ def _nothing_left(source: str, writer: _Writer) -> InputError:
     example = "; ".join(f"{name}: {reason}" for name, reason in writer.examples[:3])
     why = f"{writer.n_read} crystals read, none kept ({counts}). {example}"
     return InputError(f"{source} leaves no crystal to prepare.", why, "Loosen the filters.")
+
+
+def _nothing_labelled(source: str, writer: _Writer, labels: LabelTable) -> InputError:
+    return InputError(
+        f"{labels.path} has no label for any crystal of {source}.",
+        f"Its ids are such as {next(iter(labels.rows), 'none')!r}, those of the source such as "
+        f"{writer.example_id!r}.",
+        "Give the table of these crystals; both must call them by the same id.",
+    )
+
+
+def _provenance(file: Path) -> dict[str, Any]:
+    return {"path": str(file), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _take_place(temporary: Path, out: Path) -> None:
@@ -180,7 +198,6 @@ class _Task:
 
     symprec: float
     filters: Filters
-    labels: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -192,22 +209,30 @@ class _Chunk:
     ids: list[str]
     formulas: list[str]
     skipped: list[tuple[str, str]]
+    label_counts: dict[str, Counter[str]]
     n_read: int
+    n_in_table: int
+    example_id: str
 
 
-def _encoded(records: Iterator[RawRecord], task: _Task, processes: int) -> Iterator[_Chunk]:
+def _encoded(
+    records: Iterator[RawRecord], task: _Task, labels: LabelTable | None, processes: int
+) -> Iterator[_Chunk]:
     """Chunks in the order of the source, encoded here or in worker processes."""
-    chunks = iter(lambda: list(islice(records, CHUNK)), [])
+    chunks = (
+        (chunk, {} if labels is None else labels.of([record.id for record in chunk]))
+        for chunk in iter(lambda: list(islice(records, CHUNK)), [])
+    )
     if processes <= 1:
-        for chunk in chunks:
-            yield encode_chunk(chunk, task)
+        for chunk, table in chunks:
+            yield encode_chunk(chunk, table, task)
         return
     context = multiprocessing.get_context("spawn")
     waiting: deque[Future[_Chunk]] = deque()
     try:
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            for chunk in chunks:
-                waiting.append(pool.submit(encode_chunk, chunk, task))
+        with ProcessPoolExecutor(processes, context, _quiet) as pool:
+            for chunk, table in chunks:
+                waiting.append(pool.submit(encode_chunk, chunk, table, task))
                 if len(waiting) > 2 * processes:
                     yield waiting.popleft().result()
             while waiting:
@@ -220,14 +245,33 @@ def _encoded(records: Iterator[RawRecord], task: _Task, processes: int) -> Itera
         ) from error
 
 
-def encode_chunk(records: list[RawRecord], task: _Task) -> _Chunk:
-    """Parse, filter and encode some records; what fails is listed with its reason."""
+def _quiet() -> None:
+    """No remarks of the libraries in a worker: what they can't do comes back as a reason."""
+    warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def encode_chunk(records: list[RawRecord], table: Mapping[str, np.ndarray], task: _Task) -> _Chunk:
+    """Parse, filter and encode some records; what fails is listed with its reason.
+
+    Args:
+        records: n crystals.
+        table: (n,) float64 for some labels, what a table says of these crystals.
+        task: settings.
+    """
     reasons = [""] * len(records)
     cells: list[Cell | str] = []
+    given = {
+        name: np.array([label(record, columns) for record in records])
+        for name, columns in LABELS.items()
+    }
+    labels = {
+        name: np.where(np.isnan(own), table.get(name, np.nan), own) for name, own in given.items()
+    }
     for row, record in enumerate(records):
         cell, reason = parse_cell(record, contacts=False)  # looked at once, with the filters
-        value = _label(record, task.labels.get("e_hull", LABELS["e_hull"]))
-        reasons[row] = reason or ("" if cell is None else _refused(cell, value, task.filters))
+        e_hull = labels["e_hull"][row]
+        reasons[row] = reason or ("" if cell is None else _refused(cell, e_hull, task.filters))
         cells.append(reasons[row] if cell is None or reasons[row] else cell)
     batch, failures = encode_cells(cells, task.symprec)
     n_sites = batch.n_sites
@@ -247,16 +291,24 @@ def encode_chunk(records: list[RawRecord], task: _Task) -> _Chunk:
     arrays["vol_per_atom"] = np.array(volumes)
     keys = [composition_key(cell[1]) for cell in used]
     arrays["formula_key"] = np.array(keys, dtype=np.uint64)
-    for name, columns in task.labels.items():
-        arrays[name] = np.array([_label(records[row], columns) for row in kept], dtype=np.float32)
+    arrays |= {name: values[kept].astype(np.float32) for name, values in labels.items()}
     return _Chunk(
         arrays=arrays,
         n_sites=mask.sum(axis=1),
         ids=[records[row].id for row in kept],
         formulas=[_formula(tuple(sorted(Counter(c[1].tolist()).items()))) for c in used],
         skipped=[(records[row].source, text) for row, text in enumerate(reasons) if text],
+        label_counts={name: _origins(given[name][kept], labels[name][kept]) for name in labels},
         n_read=len(records),
+        n_in_table=int(np.any([~np.isnan(values) for values in table.values()], axis=0).sum()),
+        example_id=records[0].id,
     )
+
+
+def _origins(given: np.ndarray, filled: np.ndarray) -> Counter[str]:
+    """How many labels come from the source, from the table, from neither."""
+    source, known = int((~np.isnan(given)).sum()), int((~np.isnan(filled)).sum())
+    return Counter(source=source, table=known - source, unknown=len(filled) - known)
 
 
 @lru_cache(maxsize=4096)
@@ -265,15 +317,6 @@ def _formula(counts: tuple[tuple[int, int], ...]) -> str:
     from pymatgen.core import Composition, Element
 
     return Composition({Element.from_Z(z): n for z, n in counts}).reduced_formula
-
-
-def _label(record: RawRecord, columns: tuple[str, ...]) -> float:
-    """The first of the columns that the record has, NaN if it has none or no number there."""
-    for column in columns:
-        value = record.properties.get(column)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    return float("nan")
 
 
 def _refused(cell: Cell, e_hull: float, filters: Filters) -> str:
@@ -357,9 +400,9 @@ class _Text:
 class _Writer:
     """Appends chunks to the files of a directory and completes them."""
 
-    def __init__(self, path: Path, labels: tuple[str, ...]) -> None:
-        self._path, self._labels = path, labels
-        kinds = CRYSTAL_ARRAYS | {name: ("<f4", ()) for name in labels} | SITE_ARRAYS
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        kinds = CRYSTAL_ARRAYS | {name: ("<f4", ()) for name in LABELS} | SITE_ARRAYS
         self._columns = {
             name: _Column(path / f"{name}.npy", dtype, shape)
             for name, (dtype, shape) in kinds.items()
@@ -368,7 +411,9 @@ class _Writer:
         self._offsets.append(np.zeros(1))
         self._texts = {name: _Text(path, name) for name in ("id", "formula")}
         self._skipped = (path / "skipped.jsonl").open("w", encoding="utf-8")
-        self.n_read = self.n_kept = 0
+        self.n_read = self.n_kept = self.n_in_table = 0
+        self.example_id = ""
+        self.label_counts: dict[str, Counter[str]] = {name: Counter() for name in LABELS}
         self.skipped: Counter[str] = Counter()
         self.examples: list[tuple[str, str]] = []
         self._histogram = np.zeros(231, np.int64)
@@ -389,6 +434,10 @@ class _Writer:
         self.examples += chunk.skipped[: 20 - len(self.examples)]
         self.n_read += chunk.n_read
         self.n_kept += len(chunk.ids)
+        self.n_in_table += chunk.n_in_table
+        self.example_id = self.example_id or chunk.example_id
+        for name, counts in chunk.label_counts.items():
+            self.label_counts[name].update(counts)
 
     def finish(self, out: Path, settings: Mapping[str, Any]) -> Report:
         """Complete all files and write ``meta.json``."""
@@ -399,13 +448,15 @@ class _Writer:
         for text in self._texts.values():
             text.close()
         self._skipped.close()
+        label_counts = {name: dict(counts) for name, counts in self.label_counts.items()}
         meta = {
             "format": FORMAT,
             "n_crystals": self.n_kept,
             "n_sites": self._columns["wyckoff"].rows,
             "n_read": self.n_read,
             "skipped": dict(self.skipped.most_common()),
-            "labels": list(self._labels),
+            "labels": list(LABELS),
+            "label_counts": label_counts,
             **settings,
             "space_group_histogram": {
                 str(group): int(n) for group, n in enumerate(self._histogram) if n
@@ -415,7 +466,14 @@ class _Writer:
         }
         content = json.dumps(meta, indent=2, ensure_ascii=False)
         (self._path / "meta.json").write_text(content, encoding="utf-8")
-        return Report(out, self.n_read, self.n_kept, dict(self.skipped), tuple(self.examples))
+        return Report(
+            path=out,
+            n_read=self.n_read,
+            n_kept=self.n_kept,
+            skipped=dict(self.skipped),
+            label_counts=label_counts,
+            examples=tuple(self.examples),
+        )
 
 
 def _versions() -> dict[str, str]:

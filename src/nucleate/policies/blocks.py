@@ -1,0 +1,249 @@
+"""What the networks of the default policy are built from: attention blocks and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nucleate.policies.element_features import element_features
+from nucleate.structures import symmetry
+
+N_LETTERS = 28
+N_SPECIES = 119
+N_STABILITY_CLASSES = 5
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of rotary positions, (..., P, size / 2), to be applied to (B, heads, P, size)."""
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """One hidden layer."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def precisely(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """What layers make of ``x``, in double precision where the device has it.
+
+    Densities are sharp: single precision would lose digits of where they are between sampling
+    and scoring.
+    """
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    x = x.to(dtype)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            x = F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype))
+        else:
+            x = layer(x)
+    return x
+
+
+def initialise(network: nn.Module, n_blocks: int) -> None:
+    """Weights of unit gain; what a block adds to its input starts small."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.out.weight.data /= (2 * n_blocks) ** 0.5
+            module.down.weight.data /= (2 * n_blocks) ** 0.5
+        elif isinstance(module, CrystalEmbedding):
+            nn.init.zeros_(module.position_table.weight)
+            nn.init.zeros_(module.group_table.weight)
+
+
+def start_small(*heads: nn.Sequential) -> None:
+    """Bring what heads give out nearer to 0, so that training begins with broad distributions."""
+    for head in heads:
+        for weight in head[-1].parameters():
+            weight.data *= 0.1
+
+
+def fourier(frac_coords: torch.Tensor, harmonics: int) -> torch.Tensor:
+    """(..., D) fractional coordinates to (..., D * 2 * harmonics) sines and cosines."""
+    order = torch.arange(1, harmonics + 1, device=frac_coords.device)
+    angle = 2 * torch.pi * frac_coords.unsqueeze(-1) * order
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention over few positions.
+
+    The fused kernel is slow for bfloat16 on a CPU (2.8 times at seven positions), so there the
+    two products are written out.
+
+    Args:
+        query: (B, heads, Q, size).
+        key: (B, heads, K, size).
+        value: (B, heads, K, size).
+        visible: (..., Q, K) bool, which keys a query sees; None shows all.
+    """
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotary position embedding (Su et al. 2021), half-split pairs."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
+
+
+class RotaryPositions(nn.Module):
+    """Rotary angles of positions 0 to ``most``."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, size: int, most: int) -> None:
+        super().__init__()
+        half = size // 2
+        angle = torch.arange(most + 1)[:, None] * 10000 ** (-torch.arange(half) / half)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, position: torch.Tensor | slice) -> Rotary:
+        """Of a slice of positions, or of (B, P) positions that differ between crystals."""
+        if isinstance(position, slice):
+            return self.cos[position], self.sin[position]
+        return self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with rotary positions."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def query_key_value(
+        self, x: torch.Tensor, rotary: Rotary
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, P, width) to three of (B, heads, P, width / heads), the first two rotated."""
+        n, length, _ = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(n, length, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return rotate(query, rotary), rotate(key, rotary), value
+
+    def add(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """What the block makes of its input (B, P, width) and (B, heads, P, size) attended."""
+        attended = self.out(attended.transpose(1, 2).reshape(x.shape))
+        x = x + F.dropout(attended, self.dropout, self.training)
+        hidden = self.down(F.gelu(self.up(self.norm_mlp(x))))
+        return x + F.dropout(hidden, self.dropout, self.training)
+
+    def forward(
+        self, x: torch.Tensor, rotary: Rotary, visible: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, P, width) to the same; ``visible`` as in :func:`attention`."""
+        query, key, value = self.query_key_value(x, rotary)
+        return self.add(x, attention(query, key, value, visible))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks, one after another."""
+
+    def __init__(self, count: int, width: int, heads: int, dropout: float) -> None:
+        super().__init__(Block(width, heads, dropout) for _ in range(count))
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", super().__iter__())
+
+
+class CrystalEmbedding(nn.Module):
+    """Species, Wyckoff positions and space groups as vectors.
+
+    Beside a table of its own, each is embedded through what is known of it: a species by the
+    features of the periodic table, a Wyckoff position by its coordinate operation, a space group
+    by its crystal system, centring and order. So the rare learn from the frequent.
+    """
+
+    elements: torch.Tensor
+    operations: torch.Tensor
+    systems: torch.Tensor
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        elements, operations, systems = element_features(), _operations(), _systems()
+        self.register_buffer("elements", torch.from_numpy(elements), persistent=False)
+        self.register_buffer("operations", torch.from_numpy(operations), persistent=False)
+        self.register_buffer("systems", torch.from_numpy(systems), persistent=False)
+        self.species_table = nn.Embedding(N_SPECIES, size)
+        self.species_features = nn.Linear(elements.shape[1], size)
+        self.position_table = nn.Embedding(231 * N_LETTERS, size)
+        self.position_features = mlp(operations.shape[2], 2 * size, size)
+        self.group_table = nn.Embedding(231, width)
+        self.group_features = nn.Linear(systems.shape[1], width)
+        self.class_table = nn.Embedding(N_STABILITY_CLASSES, width)
+
+    def species(self) -> torch.Tensor:
+        """(119, size)."""
+        return self.species_table.weight + self.species_features(self.elements)
+
+    def positions(self, space_group: torch.Tensor) -> torch.Tensor:
+        """(B, 28, size), the Wyckoff positions of each crystal's space group."""
+        table = self.position_table.weight.view(231, N_LETTERS, -1)
+        return table[space_group] + self.position_features(self.operations[space_group])
+
+    def crystal(self, space_group: torch.Tensor, stability: torch.Tensor) -> torch.Tensor:
+        """(B, width), the space group and the stability class."""
+        group = self.group_table(space_group) + self.group_features(self.systems[space_group])
+        return group + self.class_table(stability)
+
+    def sites(
+        self, space_group: torch.Tensor, wyckoff: torch.Tensor, species: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, S, 2 size), position and species of each site; positions (B, 28, size)."""
+        positions = self.positions(space_group)
+        index = wyckoff.unsqueeze(-1).expand(-1, -1, positions.shape[-1])
+        return torch.cat([positions.gather(1, index), self.species()[species]], -1), positions
+
+
+def _operations() -> np.ndarray:
+    """(231, 28, F) float32: operation, multiplicity and freedom of every Wyckoff position."""
+    tables = symmetry.tables()
+    features = np.zeros((231, N_LETTERS, 9 + 6 + 4 + 3 + 1), dtype=np.float32)
+    rotation = tables.first_rotation.reshape(230, N_LETTERS, 9)
+    angle = 2 * np.pi * tables.first_translation
+    features[1:, :, :9] = rotation
+    features[1:, :, 9:12], features[1:, :, 12:15] = np.sin(angle), np.cos(angle) - 1
+    features[1:, :, 15:19] = np.eye(4)[tables.dof]
+    features[1:, :, 19:22] = tables.free
+    features[1:, :, 22] = np.log(np.maximum(tables.multiplicity, 1))
+    features[1:, 0] = 0
+    return features
+
+
+def _systems() -> np.ndarray:
+    """(231, 17) float32: crystal system, centring and order of every space group."""
+    features = np.zeros((231, 17), dtype=np.float32)
+    tables = symmetry.tables()
+    for group in range(1, 231):
+        features[group, symmetry.crystal_system(np.array(group))] = 1
+        general = int(tables.multiplicity[group - 1].max())
+        centring = int(tables.centring_order[group - 1])
+        features[group, 7 + min(centring, 4)] = 1
+        features[group, 12] = np.log(general)
+        features[group, 13] = np.log(general / centring)
+        features[group, 14] = tables.n_letters[group - 1] / 10
+    return features

@@ -1,0 +1,100 @@
+"""Results that properties share: computed once, by whoever asks first."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from nucleate.errors import InputError, NucleateError
+from nucleate.physics.cells import Cell
+from nucleate.properties.shared import Shared, scores_of
+from nucleate.protocols import Status
+
+
+def crystal(a: float) -> Structure:
+    return Structure(Lattice.cubic(a), ["Cu"], [[0, 0, 0]])
+
+
+class Length:
+    """Computes the first lattice parameter; remembers what it was asked."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[float] = []
+        self.error = error
+
+    def __call__(self, cells: list[Cell]) -> list[float | Exception]:
+        self.asked += [float(cell.lattice[0, 0]) for cell in cells]
+        return [self.error or float(cell.lattice[0, 0]) for cell in cells]
+
+
+def test_each_crystal_is_computed_once_for_each_key() -> None:
+    shared: Shared[float] = Shared()
+    length = Length()
+    assert shared.get("a", [crystal(3), crystal(4), crystal(3)], length) == [3.0, 4.0, 3.0]
+    assert shared.get("a", [crystal(4), crystal(5)], length) == [4.0, 5.0]
+    assert length.asked == [3.0, 4.0, 5.0]
+    assert shared.get("b", [crystal(4)], length) == [4.0]
+    assert length.asked == [3.0, 4.0, 5.0, 4.0]
+    assert shared.get("a", [], length) == []
+
+
+def test_what_is_no_crystal_has_its_reason() -> None:
+    half = Structure(Lattice.cubic(3), [{"Cu": 0.5}], [[0, 0, 0]])
+    first, second = Shared().get("a", [half, crystal(3)], Length())
+    assert isinstance(first, InputError) and second == 3.0
+
+
+@pytest.mark.parametrize(
+    ("error", "again"), [(NucleateError("not converged"), False), (TimeoutError("60 s"), True)]
+)
+def test_a_time_out_is_tried_again_and_a_failure_is_not(error, again) -> None:
+    shared, length = Shared(), Length(error)
+    assert shared.get("a", [crystal(3)], length) == [error]
+    assert shared.get("a", [crystal(3)], length) == [error]
+    assert len(length.asked) == 1 + again
+
+
+def test_the_oldest_are_forgotten() -> None:
+    shared, length = Shared(capacity=2), Length()
+    shared.get("a", [crystal(3), crystal(4)], length)
+    shared.get("a", [crystal(3)], length)
+    shared.get("a", [crystal(5)], length)  # 4 was used longest ago
+    length.asked.clear()
+    shared.get("a", [crystal(3), crystal(5), crystal(4)], length)
+    assert length.asked == [4.0]
+
+
+def test_threads_do_not_compute_twice() -> None:
+    shared, asked = Shared(), []
+
+    def slow(cells: list[Cell]) -> list[float]:
+        asked.extend(cells)
+        time.sleep(0.05)
+        return [1.0] * len(cells)
+
+    threads = [
+        threading.Thread(target=shared.get, args=("a", [crystal(3)], slow)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+
+
+def test_scores_keep_order_status_reason_and_columns() -> None:
+    results = [2.0, TimeoutError("60 s"), NucleateError("not converged", "why"), 0.0, -1.0]
+    scores = scores_of(
+        results,
+        lambda x: (1 / x if x else np.inf, "below zero" if x < 0 else ""),
+        lambda x: {"itself": x},
+    )
+    ok, failed = Status.OK, Status.FAILED
+    assert scores.status == [ok, Status.TIMEOUT, failed, failed, failed]
+    assert scores.reason == ["", "60 s", "not converged", "no finite number", "below zero"]
+    np.testing.assert_array_equal(scores.value, [0.5] + [np.nan] * 4)
+    np.testing.assert_array_equal(scores.extra["itself"], [2.0, np.nan, np.nan, 0.0, -1.0])
