@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nucleate.errors import CheckpointError, InputError, StorageError
+from nucleate.errors import CheckpointError, InputError, MissingDependencyError, StorageError
 from nucleate.store.filesystem import is_network_path
 from nucleate.store.rundir import RunDirectory
 
@@ -90,6 +90,17 @@ def test_lock_of_a_reused_number_or_another_host(
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not the folder of a run"):
         RunDirectory.open(tmp_path)
+
+
+def test_a_run_closes_where_tensorboard_is_not_installed(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run.log(0, {"reward/mean": 1.0})
+    with pytest.raises(MissingDependencyError, match="nucleate\\[track\\]"):
+        run.log(1, {"reward/mean": 1.0}, tensorboard=True)
+    run.close()
+    RunDirectory.open(run.path).close()
 
 
 def test_log_survives_a_torn_line_and_goes_back(run: RunDirectory) -> None:

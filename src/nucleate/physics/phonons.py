@@ -153,7 +153,8 @@ def _phonons(cell: Cell, settings: PhononSettings) -> Measurement[Phonons]:
         symprec=_PHONOPY_TOLERANCE,
     )
     crystal.generate_displacements(distance=settings.displacement)
-    results = yield [_cell(atoms) for atoms in crystal.supercells_with_displacements]
+    displaced = crystal.supercells_with_displacements or []
+    results = yield [_cell(atoms) for atoms in displaced]
     crystal.forces = np.array([result.forces for result in results])
     crystal.produce_force_constants(show_drift=False)
     crystal.symmetrize_force_constants(show_drift=False)
@@ -162,7 +163,7 @@ def _phonons(cell: Cell, settings: PhononSettings) -> Measurement[Phonons]:
         int(n * np.ceil(settings.mesh / (n * a))) for n, a in zip(repeats, lengths, strict=True)
     ]
     crystal.run_mesh(mesh, is_gamma_center=True)
-    found = crystal.get_mesh_dict()
+    found: dict[str, Any] = dict(crystal.get_mesh_dict())
     frequencies = np.array(found["frequencies"], dtype=np.float64)
     if not np.isfinite(frequencies).all():
         raise NucleateError("phonons: frequencies that are not finite")

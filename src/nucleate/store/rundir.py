@@ -143,9 +143,9 @@ class RunDirectory:
 
     def close(self) -> None:
         """Flush the logs and release the lock."""
-        if self._tensorboard is not None:
+        if self._tensorboard:  # False where the package is not installed
             self._tensorboard.close()
-            self._tensorboard = None
+        self._tensorboard = None
         if self.lock is not None:
             self.lock.release()
 
