@@ -193,7 +193,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, model: Path
     said = stopped(process, log, 2, signal.SIGTERM)
     assert process.returncode == 143, said
     assert "go on with: nucleate tune --resume runs/tiny" in said
-    assert "step 2" in said
+    assert "step 1" in said  # the second is logged before it is said, and the signal is between
     assert "Traceback" not in said
     done = log.read_text().count("\n")
 
