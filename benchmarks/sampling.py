@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="base", help="a shipped model's name, or a folder")
     parser.add_argument("--count", type=int, default=4000, help="crystals of the model's sampler")
-    parser.add_argument("--batch", type=int, default=500, help="crystals it draws together")
+    parser.add_argument("--batch", type=int, default=1000, help="crystals it draws together")
     parser.add_argument("--published-count", type=int, default=256, help="with cached keys")
     parser.add_argument("--plain-count", type=int, default=10, help="a batch of the original's")
     parser.add_argument("--rounds", type=int, default=2, help="batches of the original's")

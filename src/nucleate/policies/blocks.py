@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nucleate.policies.element_features import element_features
+from nucleate.products import Linear, linear_gelu
 from nucleate.structures import symmetry
 
 N_LETTERS = 28
@@ -23,7 +24,12 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """One hidden layer."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+    return nn.Sequential(Linear(inputs, hidden), nn.GELU(), Linear(hidden, outputs))
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """Double precision where the device has it, else single."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def precisely(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +38,7 @@ def precisely(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
     Densities are sharp: single precision would lose digits of where they are between sampling
     and scoring.
     """
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    dtype = finest(x.device)
     x = x.to(dtype)
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -82,7 +88,9 @@ def attention(
     """Scaled dot-product attention over few positions.
 
     The fused kernel is slow for bfloat16 on a CPU (2.8 times at seven positions), so there the
-    two products are written out.
+    two products are written out. Where no derivative is asked for, single precision is summed in
+    double precision: results then don't depend on how many positions there are beside those that
+    a query sees, so that sampling, one position at a time, and scoring, all at once, agree.
 
     Args:
         query: (B, heads, Q, size).
@@ -90,8 +98,12 @@ def attention(
         value: (B, heads, K, size).
         visible: (..., Q, K) bool, which keys a query sees; None shows all.
     """
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+    if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    if query.dtype == torch.float32:
+        dtype = query.dtype if torch.is_grad_enabled() else torch.float64
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).float()
     scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
@@ -132,9 +144,9 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
+        self.up, self.down = Linear(width, 4 * width), Linear(4 * width, width)
 
     def query_key_value(
         self, x: torch.Tensor, rotary: Rotary
@@ -149,7 +161,8 @@ class Block(nn.Module):
         """What the block makes of its input (B, P, width) and (B, heads, P, size) attended."""
         attended = self.out(attended.transpose(1, 2).reshape(x.shape))
         x = x + F.dropout(attended, self.dropout, self.training)
-        hidden = self.down(F.gelu(self.up(self.norm_mlp(x))))
+        hidden = linear_gelu(self.norm_mlp(x), self.up.weight, self.up.bias)
+        hidden = self.down(hidden)
         return x + F.dropout(hidden, self.dropout, self.training)
 
     def forward(
@@ -189,11 +202,11 @@ class CrystalEmbedding(nn.Module):
         self.register_buffer("operations", torch.from_numpy(operations), persistent=False)
         self.register_buffer("systems", torch.from_numpy(systems), persistent=False)
         self.species_table = nn.Embedding(N_SPECIES, size)
-        self.species_features = nn.Linear(elements.shape[1], size)
+        self.species_features = Linear(elements.shape[1], size)
         self.position_table = nn.Embedding(231 * N_LETTERS, size)
         self.position_features = mlp(operations.shape[2], 2 * size, size)
         self.group_table = nn.Embedding(231, width)
-        self.group_features = nn.Linear(systems.shape[1], width)
+        self.group_features = Linear(systems.shape[1], width)
         self.class_table = nn.Embedding(N_STABILITY_CLASSES, width)
 
     def species(self) -> torch.Tensor:

@@ -33,6 +33,7 @@ from nucleate.policies.blocks import (
     start_small,
 )
 from nucleate.policies.contacts import CONTACT_FEATURES, N_CONTACTS
+from nucleate.products import Linear
 
 if TYPE_CHECKING:
     from nucleate.policies.site_transformer import SiteTransformerConfig
@@ -92,19 +93,19 @@ class GeometryTransformer(nn.Module):
         self.encoder = Blocks(config.encoder_layers, *block)
         self.decoder = Blocks(config.decoder_layers, *block)
         self.norm_encoder, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.memory = nn.ModuleList(nn.Linear(width, 2 * width) for _ in self.decoder)
+        self.memory = nn.ModuleList(Linear(width, 2 * width) for _ in self.decoder)
         self.shape_input = mlp(5, width, width)
-        self.previous_input = nn.Linear(width + 3 * n_fourier, width)
+        self.previous_input = Linear(width + 3 * n_fourier, width)
         self.nothing_before = nn.Parameter(torch.zeros(width))
         self.shape_head = mlp(width, width, config.shape_components * 11)
         self.coordinate_input = nn.ModuleList(
-            nn.Linear(width + axis * n_fourier, width) for axis in range(3)
+            Linear(width + axis * n_fourier, width) for axis in range(3)
         )
         self.coordinate_output = nn.ModuleList(
-            nn.Linear(width, 4 * config.coordinate_components) for _ in range(3)
+            Linear(width, 4 * config.coordinate_components) for _ in range(3)
         )
-        self.contact_input = nn.Linear(size + CONTACT_FEATURES, 128)
-        self.contact_to_width = nn.Linear(128 + 1, width)
+        self.contact_input = Linear(size + CONTACT_FEATURES, 128)
+        self.contact_to_width = Linear(128 + 1, width)
         self.scale_head = mlp(width, width, config.scale_components * 3)
         self.rotary = RotaryPositions(width // config.heads, config.max_sites)
         initialise(self, config.encoder_layers + config.decoder_layers)

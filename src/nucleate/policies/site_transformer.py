@@ -27,6 +27,7 @@ from nucleate.policies.blocks import (
     start_small,
 )
 from nucleate.policies.geometry import GeometryTransformer
+from nucleate.products import Linear
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class SiteTransformer(nn.Module):
         self.blocks = Blocks(config.layers, width, config.heads, config.dropout)
         self.norm = nn.LayerNorm(width)
         self.letter_query = mlp(width, width, size)
-        self.letter_bias = nn.Linear(width, N_LETTERS)
-        self.letter_to_width = nn.Linear(size, width)
+        self.letter_bias = Linear(width, N_LETTERS)
+        self.letter_to_width = Linear(size, width)
         self.species_head = mlp(width, width, size)
         self.species_bias = nn.Parameter(torch.zeros(N_SPECIES))
         self.rotary = RotaryPositions(width // config.heads, config.max_sites)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from nucleate.policies import lattice
+from nucleate.policies.blocks import finest
 from nucleate.policies.condition import Condition
 from nucleate.policies.contacts import find_contacts
 from nucleate.policies.distributions import (
@@ -41,7 +42,7 @@ from nucleate.structures.wyckoff import WyckoffBatch
 
 PARTS = ("wyckoff", "species", "coordinates", "lattice")
 
-GEOMETRY_BUCKET = 64
+GEOMETRY_BUCKET = 128
 """Crystals whose geometries are drawn together: keys and values of more fall out of the caches."""
 
 
@@ -97,8 +98,10 @@ class Draws:
 
     def parts(self) -> torch.Tensor:
         """(B, 4) sums by crystal and part."""
-        zeros = torch.zeros(self.n * len(PARTS), device=self.value.device)
-        return zeros.index_add(0, self.row * len(PARTS) + self.part, self.value).view(self.n, -1)
+        value = self.value.to(finest(self.value.device))
+        zeros = value.new_zeros(self.n * len(PARTS))
+        sums = zeros.index_add(0, self.row * len(PARTS) + self.part, value)
+        return sums.to(self.value.dtype).view(self.n, -1)
 
 
 class WyckoffPolicy:
@@ -349,7 +352,7 @@ class WyckoffPolicy:
         drawn = self._sample_sites(space_group, condition, generator)
         tokens, batch, log_prob = self._sample_lattice(drawn, condition, generator)
         self.network.train(was_training)
-        log_prob = log_prob.cpu()
+        log_prob = log_prob.cpu().float()
         trace = {"tokens": tokens.to("cpu"), "condition": condition, "discrete": log_prob[:, 0]}
         return Rollout(batch, log_prob.sum(1), trace)
 
@@ -377,7 +380,7 @@ class WyckoffPolicy:
         most = network.config.max_sites
         wyckoff = torch.zeros(n, most, dtype=torch.int64, device=self.device)
         species = torch.zeros_like(wyckoff)
-        log_prob = torch.zeros(n, 2, device=self.device)
+        log_prob = torch.zeros(n, 2, dtype=finest(self.device), device=self.device)
         stability = torch.full_like(space_group, condition.stability)
         elements = torch.from_numpy(condition.elements).to(self.device)
         alive = torch.arange(n, device=self.device)
