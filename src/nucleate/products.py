@@ -77,9 +77,7 @@ class _Linear(torch.autograd.Function):
         return to_x, to_weight, to_bias
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ weight.T + bias``: (..., K), (N, K), (N,) to (..., N).
 
     Has first derivatives only where the faster library is used.

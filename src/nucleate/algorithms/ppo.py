@@ -118,7 +118,9 @@ class PPO:
     def __init__(self, policy: WyckoffPolicy, prior: WyckoffPolicy, settings: PPOSettings) -> None:
         self.policy, self.prior, self.settings = policy, prior, settings
         self.policy.network.eval()  # no dropout: ratios compare densities
-        self.optimiser = torch.optim.Adam(policy.network.parameters(), lr=settings.learning_rate)
+        self.optimiser = torch.optim.Adam(
+            policy.network.parameters(), lr=settings.learning_rate, fused=True
+        )
         self.baseline = Baseline(settings.baseline_decay, settings.size_neutrality)
         self.kl_weight = settings.kl_weight
         self.average: dict[str, torch.Tensor] = {}

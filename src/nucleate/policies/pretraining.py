@@ -34,6 +34,7 @@ import torch.distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nucleate.allocator import keep_memory
 from nucleate.errors import CheckpointError, InputError, NucleateError
@@ -222,6 +223,7 @@ class Pretraining:
             ],
             lr=config.learning_rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.step, self.best, self.skipped_steps = 0, math.inf, 0
@@ -375,9 +377,9 @@ class Pretraining:
 
     def _update_average(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, value in self.policy.network.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+        current = self.policy.network.state_dict()
+        update = get_ema_multi_avg_fn(decay)
+        update([self.average[name] for name in current], list(current.values()), self.step)
 
     # validation ---------------------------------------------------------------------------
 
