@@ -211,6 +211,7 @@ def whole(killed) -> Path:
 def contents(folder: Path) -> tuple[str, list[dict], list[dict], dict, set[str]]:
     """What must not depend on how often a run was killed."""
     timings = ("seconds_sampling", "seconds_scoring", "seconds_updating")
+    timings += ("spent_cached", "spent_seconds")
     with RunDirectory.open(folder, read_only=True) as run:
         assert run.verify() == []
         log = [{k: v for k, v in row.items() if k not in timings} for row in run.read_log()]
