@@ -370,6 +370,7 @@ def _tune(
             resources={"potential": potential, "pool": potential.pool},
         )
         _check_properties(run, objective)
+        _check_limits(recipe, objective)
         judges = _judges(recipe, objective, potential)
         loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=on_step)
         done = loop.restore()
@@ -418,6 +419,22 @@ def _check_properties(run: RunDirectory, objective: Objective) -> None:
                 f"the property {name!r} is not the one this run started with",
                 f"it was {before[name]}, and is {prop.key}",
                 "restore the hull, potential or function that it was, or start a new run",
+            )
+
+
+def _check_limits(recipe: Recipe, objective: Objective) -> None:
+    """Refuse a limit that nothing can reach.
+
+    Raises:
+        RecipeError: no property of the objective has that name or cost class.
+    """
+    known = {label for p in objective.properties.values() for label in (p.name, str(p.cost))}
+    for name in recipe.budget.limits:
+        if name not in known:
+            raise RecipeError(
+                f"budget.limits: no property of the objective is called {name!r} or of that class",
+                f"there are {', '.join(sorted(known))}",
+                "start again with another limit",
             )
 
 

@@ -2,9 +2,10 @@
 
 From Python the function itself is given; from a recipe ``path/to/file.py:function``. None, or a
 number that is not finite, means "no value for this crystal". Values stand in the order of the
-structures, which two of them tell; a dictionary of values by position has no order to lose. With a pool, a function from a file
-runs in the workers, where a crash or a hang costs one crystal; with ``python``, in workers of
-another interpreter, which has the packages that the function needs.
+structures, which is checked on two of them; a dictionary of values by position has no order to
+lose. With a pool, a function from a file runs in the workers, where a crash or a hang costs one
+crystal; with ``python``, in workers of another interpreter, which has the packages that the
+function needs.
 """
 
 from __future__ import annotations
@@ -182,10 +183,9 @@ class CustomProperty:
             return
         self._order_checked = True
         for i in list(rows.values())[:2]:
-            try:
+            alone = float("nan")
+            with contextlib.suppress(Exception):  # the user's own; says nothing of the order
                 alone = _number(_call(self._function, self.name, [structures[i]])[0])
-            except Exception:  # the user's own code; this says nothing of the order
-                continue
             if numbers[i] != alone and alone in numbers:
                 raise NucleateError(
                     f"The property {self.name!r} gives values in another order than it is given "
