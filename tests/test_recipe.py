@@ -20,6 +20,7 @@ from nucleate.recipe import (
     Recipe,
     built_in_recipes,
     check_bonus,
+    check_limits,
     describe,
     load_recipe,
 )
@@ -155,6 +156,13 @@ def test_a_bonus_that_nothing_can_earn_is_refused(
             check_bonus(recipe)
 
 
+def test_a_limit_is_on_a_cost_class_or_a_property_of_the_objective() -> None:
+    check_limits(load_recipe("stability", ["budget.limits={dft: 5, e_above_hull: 9}"]))
+    with pytest.raises(RecipeError, match=r"'e_above_hul'.*\n.*'e_above_hull'"):
+        check_limits(load_recipe("stability", ["budget.limits.e_above_hul=9"]))
+    assert load_recipe("stability", ["budget={limits: {dft: 5}}"]).budget.limits == {"dft": 5}
+
+
 def test_every_field_has_a_description() -> None:
     def check(model: type[Settings]) -> None:
         for name, field in model.model_fields.items():
@@ -192,6 +200,8 @@ def test_recipe_survives_a_round_trip(tmp_path: Path) -> None:
         ("algorithm.minibatch=1000", "batch_size"),
         ("budget={batch_size: 8}", "needs an end"),
         ("budget.evaluations=255", "no room for one batch"),
+        ("budget.limits.dft=0", "budget.limits.dft"),
+        ("budget.core_hours=0", "budget.core_hours"),
         ("evaluation.seeds=[1, 2, 1]", "twice"),
         ("condition.max_atoms=0", "max_atoms"),
         ("output.tensorboard=maybe", "auto"),

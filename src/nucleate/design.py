@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +45,10 @@ from nucleate.policies.checkpoint import (
 from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull
-from nucleate.recipe import STABILITY, Recipe, check_bonus, load_recipe
+from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
+from nucleate.store.cache import EvaluationCache
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
 from nucleate.structures.wyckoff import WyckoffBatch, decode
@@ -289,11 +290,16 @@ def _checked(recipe: Recipe) -> Recipe:
     """
     find_device(recipe.device)
     check_bonus(recipe)
+    check_limits(recipe)
     if recipe.output.tensorboard is True and find_spec("tensorboard") is None:
         raise MissingDependencyError(
             "output.tensorboard is true, but TensorBoard is not installed",
             fix='pip install "nucleate[track]", or set output.tensorboard to auto',
         )
+    if recipe.output.cache is not None:
+        cache = Path(recipe.output.directory) / recipe.output.cache
+        if cache.exists():
+            EvaluationCache(cache).close()
     terms = []
     for term in recipe.objective.terms:
         hull = term.settings.get("hull")
@@ -350,13 +356,21 @@ def _tune(
     prior = base if recipe.model.prior is None else load_policy(recipe.model.prior, device=device)
     known = training_formulas(policy, folder)
     condition = condition_from_recipe(recipe, policy)
-    with potential_pool(workers=recipe.workers) as potential, run.store() as store:
+    with (
+        _cache(recipe, run) as cache,
+        potential_pool(workers=recipe.workers) as potential,
+        run.store() as store,
+    ):
         # threads beyond the cores that the workers leave only wait for one another
         torch.set_num_threads(max(1, available_cores() - potential.pool.n_workers))
         objective = Objective.from_settings(
-            recipe.objective, store, resources={"potential": potential, "pool": potential.pool}
+            recipe.objective,
+            store,
+            cache,
+            resources={"potential": potential, "pool": potential.pool},
         )
         _check_properties(run, objective)
+        _check_limits(recipe, objective)
         judges = _judges(recipe, objective, potential)
         loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=on_step)
         done = loop.restore()
@@ -370,7 +384,7 @@ def _tune(
         loop.algorithm.use_average()
         objective.close()
         say(f"tuning ended: {reason}")
-        run.update_manifest(ended=reason)
+        run.update_manifest(ended=reason, spent=[asdict(entry) for entry in store.spending()])
         tuned = {
             "run": run.path.name,
             "steps": loop.step,
@@ -379,9 +393,17 @@ def _tune(
         policy.metadata["tuned"] = tuned
         save_policy(policy, run.path / MODEL_FOLDER)
         known.save(run.path / MODEL_FOLDER / FORMULAS)
-        _judge_both(recipe, run, (base, policy), judges, Energies(judges[0], store), known, say)
+        _judge_both(
+            recipe, run, (base, policy), judges, Energies(judges[0], store, cache), known, say
+        )
     if recipe.output.report:
         say(f"report: {build_report(run.path)}")
+
+
+def _cache(recipe: Recipe, run: RunDirectory) -> AbstractContextManager[EvaluationCache | None]:
+    """What the runs of this folder share, if the recipe says so."""
+    name = recipe.output.cache
+    return nullcontext() if name is None else run.cache(name)
 
 
 def _check_properties(run: RunDirectory, objective: Objective) -> None:
@@ -397,6 +419,22 @@ def _check_properties(run: RunDirectory, objective: Objective) -> None:
                 f"the property {name!r} is not the one this run started with",
                 f"it was {before[name]}, and is {prop.key}",
                 "restore the hull, potential or function that it was, or start a new run",
+            )
+
+
+def _check_limits(recipe: Recipe, objective: Objective) -> None:
+    """Refuse a limit that nothing can reach.
+
+    Raises:
+        RecipeError: no property of the objective has that name or cost class.
+    """
+    known = {label for p in objective.properties.values() for label in (p.name, str(p.cost))}
+    for name in recipe.budget.limits:
+        if name not in known:
+            raise RecipeError(
+                f"budget.limits: no property of the objective is called {name!r} or of that class",
+                f"there are {', '.join(sorted(known))}",
+                "start again with another limit",
             )
 
 

@@ -11,6 +11,7 @@ For example::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from nucleate.policies.checkpoint import load_policy
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.recipe import ConditionSettings, Recipe
 from nucleate.scoring import read_all
+from nucleate.store.cache import EvaluationCache
 from nucleate.structures.datasets import TokenDataset
 from nucleate.structures.identity import ReferenceSet
 from nucleate.structures.matching import cell_digest
@@ -78,6 +80,7 @@ def evaluate(
     relax: bool = False,
     workers: int = 0,
     out: str | Path | None = None,
+    cache: str | Path | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Judgement:
     """Judge samples of a model, or the crystals of files.
@@ -95,6 +98,9 @@ def evaluate(
         relax: relax crystals before judging.
         workers: processes that evaluate; 0 for one on each core.
         out: folder for the tables; written when all is judged.
+        cache: file of evaluations, such as ``runs/evaluations.sqlite``: energies that it knows are
+            not computed again, and what is computed is kept there. Those of relaxed crystals are
+            computed anew.
         on_stage: called with a line for each stage.
 
     Raises:
@@ -126,10 +132,13 @@ def evaluate(
         n, named_files = len(files.structures), ", ".join(map(str, sources))
         sets = [*[entry for entry in sets if entry[2] == seeds[0]], ("judged", named_files, None)]
     judged: dict[str, list[Evaluation]] = {"judged": [], "against": []}
-    with potential_pool(workers=workers) as potential:
+    with (
+        nullcontext() if cache is None else EvaluationCache(cache, "evaluate") as kept,
+        potential_pool(workers=workers) as potential,
+    ):
         main, *others = [EnergyAboveHull(potential, hull, relax=relax) for hull in hulls]
         hull_cards([main, *others])
-        energies = Energies(main)
+        energies = Energies(main, cache=kept)
         for name, which, seed in sets:
             say(f"judging {n} crystals of {which}" + ("" if seed is None else f", seed {seed}"))
             drawn = files if seed is None else _draw(which, n, condition, seed)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from nucleate.errors import MissingDependencyError, NucleateError, RecipeError, did_you_mean
+from nucleate.protocols import CostClass
 
 PROPERTIES = "nucleate.properties"
 POTENTIALS = "nucleate.potentials"
 
-CUSTOM_SETTINGS = ("name", "python", "structures", "timeout", "unit", "workers")
+CUSTOM_SETTINGS = ("cost", "name", "python", "structures", "timeout", "unit", "workers")
 """Settings of a property given as ``path.py:function``."""
 ISOLATED_SETTINGS = ("structures", "workers")
 """Those of them that need ``python``, another interpreter."""
@@ -206,6 +207,12 @@ def check_custom_settings(settings: Mapping[str, Any], where: str) -> None:
                 f"{where}: {key!r} is a setting of another interpreter, and none is given.",
                 fix="Add 'python: /path/to/its/python', or remove it.",
             )
+    costs = [cost.value for cost in CostClass]
+    if settings.get("cost", costs[0]) not in costs:
+        raise RecipeError(
+            f"{where}: there is no cost class {settings['cost']!r}.",
+            fix=did_you_mean(str(settings["cost"]), costs),
+        )
 
 
 def custom_path(name: str, base: Path, where: str) -> tuple[Path, str]:

@@ -8,7 +8,7 @@ in, and a failure is an entry with a status and a reason, never a dropped row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -94,6 +94,17 @@ class Property(Protocol):
 
     def evaluate(self, structures: Sequence[Structure]) -> Scores:
         """Values of B crystals, order kept; failures are entries with a status."""
+        ...
+
+
+class StreamedProperty(Property, Protocol):
+    """A property that gives values as they come, so that each is kept as soon as it is there.
+
+    Made for evaluations that take long and end at different times, such as jobs of a cluster.
+    """
+
+    def stream(self, structures: Sequence[Structure]) -> Iterator[tuple[Sequence[int], Scores]]:
+        """Rows and their scores, in any order of rows, until each of B crystals had its own."""
         ...
 
 

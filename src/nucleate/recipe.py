@@ -19,6 +19,7 @@ from nucleate.config import Settings, load_settings, option, read_text
 from nucleate.errors import InputError, RecipeError, did_you_mean
 from nucleate.objectives.settings import ObjectiveSettings, TermSettings
 from nucleate.objectives.shaping import Clip
+from nucleate.protocols import CostClass
 from nucleate.structures.elements import RADIOACTIVE, allowed_elements
 
 STABILITY = "e_above_hull"
@@ -231,11 +232,24 @@ class BudgetSettings(Settings):
         unit="min",
         gt=0,
     )
+    limits: dict[str, Annotated[int, Field(ge=1)]] = option(
+        dict,
+        description="evaluations by property or cost class (composition, model, relaxation, dft), "
+        "such as {dft: 200}; the batch that reaches a limit is finished",
+        unit="evaluations",
+    )
+    core_hours: float | None = option(
+        None, description="time that workers spend on evaluations", unit="h", gt=0
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
-        if self.steps is None and self.evaluations is None and self.minutes is None:
-            raise ValueError("a run needs an end: give budget.steps, .evaluations or .minutes")
+        ends = (self.steps, self.evaluations, self.minutes, self.core_hours)
+        if not self.limits and all(end is None for end in ends):
+            raise ValueError(
+                "a run needs an end: give budget.steps, .evaluations, .minutes, .limits or "
+                ".core_hours"
+            )
         if self.evaluations is not None and self.evaluations < self.batch_size:
             raise ValueError(
                 f"budget.evaluations ({self.evaluations}) has no room for one batch "
@@ -284,6 +298,12 @@ class OutputSettings(Settings):
     directory: str = option("runs", description="folder of all runs", min_length=1)
     name: str | None = option(
         None, description="folder of this run; null for the recipe's name", min_length=1
+    )
+    cache: str | None = option(
+        "evaluations.sqlite",
+        description="file, relative to the folder of all runs, of the evaluations that they share; "
+        "null: this run shares none",
+        min_length=1,
     )
     checkpoint_every: int = option(5, description="between checkpoints", unit="steps", ge=1)
     best: int = option(50, description="crystals written as CIF and extxyz", ge=0)
@@ -476,3 +496,21 @@ def check_bonus(recipe: Recipe) -> None:
             f"It is for stable crystals, and the objective has no term {STABILITY}.",
             f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
         )
+
+
+def check_limits(recipe: Recipe) -> None:
+    """Check that each limit of the budget is on something that the objective evaluates.
+
+    Raises:
+        RecipeError: a limit on something else.
+    """
+    known = {cost.value for cost in CostClass}
+    for term in recipe.objective.terms:
+        function = term.property.rpartition(":")[2]
+        known |= {term.property, str(term.settings.get("name", function))}
+    for name in recipe.budget.limits:
+        if name not in known:
+            raise RecipeError(
+                f"budget.limits: {name!r} is neither a cost class nor a property of the objective.",
+                fix=did_you_mean(name, known),
+            )

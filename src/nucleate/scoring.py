@@ -9,21 +9,26 @@ Every crystal that is found gets a row, whether it could be scored or not::
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from nucleate import plugins
 from nucleate.errors import InputError
-from nucleate.objectives.evaluate import make_property
+from nucleate.objectives.evaluate import evaluate, make_property
 from nucleate.protocols import Property, Status
+from nucleate.store.cache import EvaluationCache
+from nucleate.store.experience import Evaluation
 from nucleate.structures.io import Record, read, source_files
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 CHUNK = 500
 POOL_FROM = 64
@@ -63,6 +68,7 @@ def score(
     settings: Mapping[str, Any] | None = None,
     *,
     workers: int | None = None,
+    cache: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """One property of all crystals in files, order kept.
@@ -73,6 +79,8 @@ def score(
         settings: of the property, such as ``{"hull": "chgnet", "relax": True}``.
         workers: processes that evaluate; 0 for one on each core, 1 for this process, None for
             processes where there are enough crystals to be worth it.
+        cache: file of evaluations, such as ``runs/evaluations.sqlite``: crystals that it knows
+            are not evaluated again, and what is computed is kept there.
         progress: called with the number of crystals done.
 
     Returns:
@@ -82,6 +90,8 @@ def score(
     Raises:
         RecipeError: no such property or setting.
         InputError: a source can't be used at all.
+        CheckpointError: the cache is none.
+        NucleateError: the property raised on each of many crystals.
     """
     settings = dict(settings or {})
     check_property(prop, settings)
@@ -90,10 +100,13 @@ def score(
     if workers is None:
         workers = 0 if len(first) == POOL_FROM else 1
     rows: list[dict[str, Any]] = []
-    with _property(prop, settings, workers) as made:
+    with (
+        nullcontext() if cache is None else EvaluationCache(cache, "score") as known,
+        _property(prop, settings, workers) as made,
+    ):
         chunk = first + list(islice(records, CHUNK - len(first)))
         while chunk:
-            rows += _score_chunk(made, chunk)
+            rows += _score_chunk(made, chunk, known)
             if progress is not None:
                 progress(len(rows))
             chunk = list(islice(records, CHUNK))
@@ -150,23 +163,32 @@ def _pooled_potential(
     return potential, True
 
 
-def _score_chunk(prop: Property, records: Sequence[Record]) -> list[dict[str, Any]]:
-    crystals = [record.structure for record in records if record.structure is not None]
-    scores = prop.evaluate(crystals) if crystals else None
-    rows, position = [], 0
+def _score_chunk(
+    prop: Property, records: Sequence[Record], cache: EvaluationCache | None
+) -> list[dict[str, Any]]:
+    crystals = {
+        structure_digest(record.structure): record.structure
+        for record in records
+        if record.structure is not None
+    }
+    evaluations = evaluate(prop, list(crystals), list(crystals.values()), cache)
+    columns = dict.fromkeys(name for entry in evaluations.values() for name in entry.extra)
+    rows = []
     for record in records:
         row: dict[str, Any] = {"source": record.source, "id": record.id, "formula": ""}
-        value, status, reason, extra = math.nan, Status.INVALID, record.reason, {}
-        if record.structure is not None and scores is not None:
+        found = Evaluation(math.nan, Status.INVALID, record.reason)
+        if record.structure is not None:
             row["formula"] = record.structure.composition.reduced_formula
-            value = float(scores.value[position])
-            status, reason = scores.status[position], scores.reason[position]
-            extra = {key: _number(column[position]) for key, column in scores.extra.items()}
-            position += 1
-        row |= {prop.name: value, "unit": prop.unit, "status": str(status), "reason": reason}
-        rows.append(row | extra)
+            found = evaluations[structure_digest(record.structure)]
+        row |= {prop.name: found.value, "unit": prop.unit}
+        row |= {"status": str(found.status), "reason": found.reason}
+        if record.structure is not None:
+            row |= {name: found.extra.get(name, math.nan) for name in columns}
+        rows.append(row)
     return rows
 
 
-def _number(value: Any) -> float:
-    return float(np.asarray(value, dtype=np.float64))
+def structure_digest(structure: Structure) -> str:
+    """Hash of all that a property may read of a structure: cell, sites, and their properties."""
+    text = json.dumps(structure.as_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from nucleate.algorithms.loop import Loop
+from nucleate.execution.meter import current_meter
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Linear
 from nucleate.properties.composition import Density
 from nucleate.properties.custom import CustomProperty
+from nucleate.protocols import CostClass
 from nucleate.recipe import Recipe
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
@@ -211,6 +213,7 @@ def whole(killed) -> Path:
 def contents(folder: Path) -> tuple[str, list[dict], list[dict], dict, set[str]]:
     """What must not depend on how often a run was killed."""
     timings = ("seconds_sampling", "seconds_scoring", "seconds_updating")
+    timings += ("spent_cached", "spent_seconds")
     with RunDirectory.open(folder, read_only=True) as run:
         assert run.verify() == []
         log = [{k: v for k, v in row.items() if k not in timings} for row in run.read_log()]
@@ -301,6 +304,91 @@ def test_never_more_evaluations_than_asked_for(tmp_path, evaluations):
     assert spent <= evaluations < spent + BATCH
     assert str(spent) in reason
     assert sampled == loop.step * BATCH  # none is left half-way
+
+
+@pytest.mark.parametrize(("name", "limit"), [("e_above_hull", 1), ("composition", 40)])
+def test_a_limit_of_a_property_or_a_cost_class_ends_the_run(tmp_path, name, limit):
+    settings = recipe(budget={"steps": None, "limits": {name: limit}})
+    loop, reason = run_here(tmp_path / "run", settings)
+    with RunDirectory.open(tmp_path / "run", read_only=True) as run, run.store() as store:
+        per_step = [store.evaluations_spent("e_above_hull", step=k) for k in range(loop.step)]
+        sampled = len(store.crystals()["digest"])
+        log = run.read_log()
+    assert sum(per_step[:-1]) < limit <= sum(per_step) < limit + BATCH
+    assert reason == f"{sum(per_step)} evaluations of {name} spent"
+    assert sampled == loop.step * BATCH  # none is left half-way
+    for step, row in enumerate(log):
+        spent = sum(per_step[: step + 1])
+        assert row["spent"] == {
+            "by_property": {"e_above_hull": spent},
+            "by_cost": {"composition": spent},
+        }
+        assert row["spent_cached"]["by_property"] == {"e_above_hull": 0}
+        assert row["spent_seconds"]["by_cost"]["composition"] > 0
+
+
+class Costly(MadeUpEnergy):
+    """Takes an hour for a crystal, or says so; stops the run at the crystal of some number."""
+
+    cost, key = CostClass.DFT, "costly"
+
+    def __init__(self, stops_at: int = -1):
+        self.stops_at, self.asked = stops_at, 0
+
+    def evaluate(self, structures):
+        assert len(structures) == 1
+        self.asked += 1
+        if self.asked == self.stops_at:
+            raise KeyboardInterrupt
+        current_meter().add(3600.0)
+        return super().evaluate(structures)
+
+
+def run_costly(folder: Path, settings: Recipe, prop: Costly) -> str:
+    with (
+        begin(folder, settings) as run,
+        run.cache("evaluations.sqlite") as cache,
+        run.store() as store,
+    ):
+        objective = Objective.from_settings(
+            settings.objective, store, cache, properties={"e_above_hull": prop}
+        )
+        known = FormulaIndex(np.zeros(0, dtype=np.uint64))
+        loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, HELD, known, run)
+        loop.restore()
+        try:
+            return loop.run()
+        finally:
+            objective.close()
+
+
+def test_core_hours_are_a_budget(tmp_path):
+    settings = recipe(budget={"steps": None, "core_hours": 20.0})
+    reason = run_costly(tmp_path / "run", settings, Costly())
+    hours = int(reason.removesuffix(" core-hours of evaluation spent"))
+    assert 20 <= hours < 20 + BATCH
+
+
+def test_stopped_in_the_middle_of_a_costly_batch_nothing_is_lost_and_nothing_differs(tmp_path):
+    settings, whole = recipe(), Costly()
+    run_costly(tmp_path / "whole runs" / "run", settings, whole)
+    stopped, resumed = Costly(stops_at=BATCH + 5), Costly()
+    with pytest.raises(KeyboardInterrupt):
+        run_costly(tmp_path / "runs" / "run", settings, stopped)
+    run_costly(tmp_path / "runs" / "run", settings, resumed)
+    assert stopped.asked - 1 + resumed.asked == whole.asked
+    repeated = Costly()
+    run_costly(tmp_path / "runs" / "run-2", settings, repeated)
+    assert repeated.asked == 0
+    found = []
+    for folder in ("whole runs/run", "runs/run", "runs/run-2"):
+        with RunDirectory.open(tmp_path / folder, read_only=True) as run, run.store() as store:
+            found.append(store.content_digest())
+            (spent,) = store.spending()
+            assert spent.evaluations == whole.asked
+            assert spent.cached == (whole.asked if folder == "runs/run-2" else 0)
+            assert spent.seconds == 3600.0 * (whole.asked - spent.cached)
+    assert len(set(found)) == 1
 
 
 def test_time_is_a_budget(tmp_path):

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from nucleate.errors import CheckpointError, StorageError
 from nucleate.protocols import Status
-from nucleate.store.experience import Evaluation, ExperienceStore, Reward, SampledCrystal
+from nucleate.store.experience import (
+    Evaluation,
+    ExperienceStore,
+    Reward,
+    SampledCrystal,
+    Spending,
+    tally,
+)
 
 NAME, KEY = "energy", "energy/weights-1"
 
@@ -221,3 +228,52 @@ def test_metrics_with_numpy_numbers_and_nan() -> None:
         metrics = {"a": np.float32(0.5), "b": math.nan, "c": {"d": np.arange(2)}}
         store.record_step(1, [], [], metrics, timings={"t": 1.0})
         assert store.metrics() == [{"step": 1, "a": 0.5, "b": None, "c": {"d": [0, 1]}, "t": 1.0}]
+
+
+def test_spending_by_property_counts_what_others_computed_but_not_their_seconds() -> None:
+    with ExperienceStore(":memory:") as store:
+        mine = {"a": Evaluation(1.0, seconds=2.0), "b": Evaluation(1.0, seconds=3.0)}
+        store.record(1, KEY, mine, name=NAME, cost="model")
+        other = {"c": Evaluation(1.0, seconds=50.0, source="another run")}
+        store.record(2, "dft/1", other, name="gap", cost="dft")
+        assert store.spending() == (
+            Spending(NAME, "model", 2, 0, 5.0),
+            Spending("gap", "dft", 1, 1, 0.0),
+        )
+        assert tally(store.spending(), "evaluations") == {
+            "by_property": {NAME: 2, "gap": 1},
+            "by_cost": {"model": 2, "dft": 1},
+        }
+        store.rollback(1)
+        assert [entry.name for entry in store.spending()] == [NAME]
+        store.record(2, "dft/1", {}, name="gap", cost="dft", reused=["c"])
+        assert store.spending()[1] == Spending("gap", "dft", 1, 1, 0.0)
+
+
+VERSION_1 = """
+CREATE TABLE properties (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL, unit TEXT NOT NULL);
+CREATE TABLE evaluations (
+    property INTEGER NOT NULL, digest TEXT NOT NULL, step INTEGER,
+    value REAL, status TEXT NOT NULL, reason TEXT NOT NULL, seconds REAL NOT NULL,
+    extra TEXT NOT NULL, PRIMARY KEY (property, digest)) WITHOUT ROWID;
+CREATE INDEX evaluations_by_step ON evaluations (property, step);
+INSERT INTO properties VALUES (1, 'energy/weights-1', 'energy', 'eV');
+INSERT INTO evaluations VALUES (1, 'a', 3, 1.5, 'ok', '', 2.0, '{}');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_store_of_the_first_version_is_read_as_it_is_and_goes_on(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.close()
+    before = path.read_bytes()
+    with ExperienceStore(path, read_only=True) as store:
+        assert store.lookup(["a"], KEY)["a"].value == 1.5
+        assert store.spending() == (Spending(NAME, "", 1, 0, 2.0),)
+    assert path.read_bytes() == before
+    with ExperienceStore(path) as store:
+        other = {"b": Evaluation(2.0, seconds=9.0, source="another run")}
+        assert store.record(4, KEY, {**other, "a": Evaluation(9.0)}, name=NAME, cost="model") == 1
+        assert store.spending() == (Spending(NAME, "model", 2, 1, 2.0),)

@@ -5,9 +5,9 @@ k + 1 is drawn, by the policy that batches up to k - 1 have made, before the sco
 awaited, so every batch is one update old when it is learnt from. The order of events does not
 depend on how long anything takes, so on one machine's processor a run that was killed and resumed
 takes the same steps as one that was not, bit by bit. Where it ends is the same too if steps or
-evaluations end it. A limit in minutes does so by the clock: it counts the seconds of the steps
-that the checkpoints hold, so that what an interruption lost is not counted, and how many steps fit
-depends on the speed of the machine.
+evaluations end it. A limit in minutes or core-hours does so by the clock: it counts the seconds of
+the steps that the checkpoints hold, so that what an interruption lost is not counted, and how many
+steps fit depends on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nucleate.policies.tokens import Tokens
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.protocols import Rollout, Status
 from nucleate.recipe import STABILITY, Recipe
-from nucleate.store.experience import Reward, SampledCrystal
+from nucleate.store.experience import Reward, SampledCrystal, tally
 from nucleate.store.packing import pack_batch
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex, batch_keys
@@ -137,6 +137,16 @@ class Loop:
                 return f"{self.objective.evaluations_spent()} evaluations spent"
         if budget.minutes is not None and self.seconds >= 60 * budget.minutes:
             return f"{budget.minutes:g} minutes passed"
+        spending = self.store.spending()
+        for name, limit in budget.limits.items():
+            done = sum(e.evaluations for e in spending if name in (e.name, e.cost))
+            counted = [p for p in self.objective.properties.values() if name in (p.name, p.cost)]
+            if done + in_flight * len(counted) >= limit:
+                return f"{done} evaluations of {name} spent"
+        if budget.core_hours is not None:
+            hours = sum(entry.seconds for entry in spending) / 3600
+            if hours >= budget.core_hours:
+                return f"{hours:.3g} core-hours of evaluation spent"
         return ""
 
     def _sample_and_submit(self, step: int) -> _Submitted:
@@ -171,7 +181,11 @@ class Loop:
         done = time.monotonic()
         measured = diversity(batch)
         metrics = self._metrics(current, result, reward, stable, new) | learnt | measured
-        timings = {
+        spending = self.store.spending()
+        metrics["spent"] = tally(spending, "evaluations")
+        timings: dict[str, Any] = {
+            "spent_cached": tally(spending, "cached"),
+            "spent_seconds": tally(spending, "seconds"),
             "seconds_sampling": current.seconds_sampling,
             "seconds_scoring": updating - waiting,
             "seconds_updating": done - updating,

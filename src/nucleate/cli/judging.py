@@ -27,6 +27,12 @@ NEEDS_REFERENCE = ("novel", "new_formula", "stable_new_formula", "sun")
 """Fractions that mean nothing without training crystals to compare with."""
 
 
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Evaluations to reuse and add to, such as runs/evaluations.sqlite."),
+]
+
+
 def score(
     files: Annotated[list[str], typer.Argument(help="Files, folders or quoted globs.")],
     prop: Annotated[
@@ -40,6 +46,7 @@ def score(
     workers: Annotated[
         int | None, typer.Option(help="Processes; 0: one on each core.", min=0)
     ] = None,
+    cache: Cache = None,
 ) -> None:
     """Score crystals: value, status and reason for each."""
     from nucleate.scoring import score
@@ -56,6 +63,7 @@ def score(
             prop,
             values,
             workers=workers,
+            cache=cache,
             progress=lambda done: status.update(f"scoring: {done} crystals done"),
         )
     name = list(rows[0])[3]
@@ -105,6 +113,7 @@ def evaluate(
     relax: Annotated[bool, typer.Option("--relax", help="Relax before judging.")] = False,
     workers: Annotated[int, typer.Option(help="Processes; 0: one on each core.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for all tables.")] = None,
+    cache: Cache = None,
     space_groups: SpaceGroups = None,
     elements: Elements = None,
     exclude: Exclude = None,
@@ -135,6 +144,7 @@ def evaluate(
         relax=relax,
         workers=workers,
         out=out,
+        cache=cache,
         on_stage=console.say,
     )
     if result.comparison is not None:

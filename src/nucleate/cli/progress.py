@@ -138,6 +138,13 @@ class TuningProgress(_Display):
         if budget.evaluations:
             spent = float(metrics["evaluations"]) - (budget.batch_size if before else 0)
             parts.append(max(0.0, spent) / budget.evaluations)
+        for name, limit in budget.limits.items():
+            counts = metrics["spent"]["by_property"] | metrics["spent"]["by_cost"]
+            spent = float(counts.get(name, 0)) - (budget.batch_size if before else 0)
+            parts.append(max(0.0, spent) / limit)
+        if budget.core_hours and not before:
+            hours = math.fsum(metrics["spent_seconds"]["by_property"].values()) / 3600
+            parts.append(hours / budget.core_hours)
         if budget.minutes and not before:
             seconds = time.monotonic() - self.started - self.spent[1]
             parts.append(seconds / (60 * budget.minutes))

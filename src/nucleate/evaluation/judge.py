@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from nucleate.errors import RecipeError
 from nucleate.evaluation.summary import Evaluation, EvaluationSettings
 from nucleate.evaluation.sun import KnownCrystals, evaluate_crystals
+from nucleate.execution.meter import metered
+from nucleate.objectives.evaluate import evaluations_of
 from nucleate.physics.relax import Relaxation, RelaxStatus
 from nucleate.protocols import PotentialResult, Scores, Status
 from nucleate.structures.validity import check_all
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from nucleate.design import Samples
     from nucleate.properties.stability import EnergyAboveHull, EnergyResult
+    from nucleate.store.cache import EvaluationCache
     from nucleate.store.experience import ExperienceStore
 
 RELAXED = (RelaxStatus.CONVERGED, RelaxStatus.STEP_CAP)
@@ -33,11 +37,18 @@ class Energies:
         store: of a run; energies that ``judge`` has left there are not computed again. Those of
             relaxed crystals are, for the store does not hold what they relaxed to, and so are
             those with corrections added.
+        cache: of the project, likewise; new energies are kept there.
     """
 
-    def __init__(self, judge: EnergyAboveHull, store: ExperienceStore | None = None) -> None:
+    def __init__(
+        self,
+        judge: EnergyAboveHull,
+        store: ExperienceStore | None = None,
+        cache: EvaluationCache | None = None,
+    ) -> None:
         self.judge = judge
-        self._store = None if judge.relax_settings is not None or judge.correct else store
+        recordable = judge.relax_settings is None and not judge.correct
+        self._store, self._cache = (store, cache) if recordable else (None, None)
         self._found: dict[str, EnergyResult] = {}
 
     def __call__(
@@ -52,19 +63,27 @@ class Energies:
         asked = dict(zip(digests, structures, strict=True))
         self._found |= self._recorded(asked.keys() - self._found.keys())
         missing = {d: s for d, s in asked.items() if d not in self._found}
-        results = self.judge.energies(list(missing.values()))
+        started = time.perf_counter()
+        with metered() as meter:
+            results = self.judge.energies(list(missing.values()))
         self._found |= dict(zip(missing, results, strict=True))
+        if self._cache is not None and missing:
+            seconds = meter.seconds if meter.tasks else time.perf_counter() - started
+            scores = self.judge.from_energies(list(missing.values()), results)
+            evaluations = evaluations_of(scores, range(len(missing)), seconds / len(missing))
+            self._cache.keep(self.judge.key, dict(zip(missing, evaluations, strict=True)))
         return [self._found[digest] for digest in digests]
 
-    def _recorded(self, digests: Iterable[str]) -> dict[str, EnergyResult]:
-        """What the store knows, failures left out."""
-        if self._store is None:
-            return {}
-        return {
-            digest: PotentialResult(entry.extra["energy_per_atom"])
-            for digest, entry in self._store.lookup(digests, self.judge.key).items()
-            if entry.status is Status.OK
-        }
+    def _recorded(self, digests: Collection[str]) -> dict[str, EnergyResult]:
+        """What is known already, failures left out."""
+        found: dict[str, EnergyResult] = {}
+        for known in (self._cache, self._store):  # the run's own word counts first
+            if known is None:
+                continue
+            for digest, entry in known.lookup(digests, self.judge.key).items():
+                if entry.status is Status.OK:
+                    found[digest] = PotentialResult(entry.extra["energy_per_atom"])
+        return found
 
 
 def hull_cards(judges: Iterable[EnergyAboveHull]) -> dict[str, dict[str, Any]]:

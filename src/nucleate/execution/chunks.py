@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nucleate.execution.meter import current_meter, metered
 from nucleate.physics.cells import as_cell
 from nucleate.physics.potentials import WorkerCrashError
 
@@ -126,6 +127,7 @@ class _Chunk:
         self._pool, self._function, self._items, self._timeout = pool, function, items, timeout
         self._results: list[Any] = [None] * len(items)
         self._left = len(items)
+        self._meter = current_meter()  # retries are started in other threads
         self._lock = threading.Lock()
         if not items:
             self.future.set_result([])
@@ -142,7 +144,8 @@ class _Chunk:
         else:
             for i, item in enumerate(self._items):
                 try:
-                    single = self._pool.schedule(self._function, ([item],), self._timeout)
+                    with metered(self._meter):
+                        single = self._pool.schedule(self._function, ([item],), self._timeout)
                 except RuntimeError as closed:  # the pool was shut down meanwhile
                     self._set(i, WorkerCrashError("the pool was shut down", str(closed)))
                     continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ import numpy as np
 from nucleate.errors import InputError, MissingDependencyError, NucleateError, RecipeError
 from nucleate.execution.chunks import map_chunks, pool_stopped, spread
 from nucleate.execution.local import available_cores
+from nucleate.execution.meter import Meter, current_meter
 from nucleate.execution.remote import (
     PROGRAM,
     Remote,
@@ -46,6 +48,7 @@ class _Task(NamedTuple):
     args: Sequence[Any] | None  # None: load only
     kwargs: Mapping[str, Any]
     timeout: float | None
+    meter: Meter | None
 
 
 class _Desk:
@@ -98,7 +101,12 @@ class _Desk:
 def _done(task: _Task, process: RemoteWorker) -> Any:
     if task.args is None:
         return process.load(task.remote)
-    value = process.call(task.remote, task.args, task.kwargs, task.timeout)
+    started = time.perf_counter()
+    try:
+        value = process.call(task.remote, task.args, task.kwargs, task.timeout)
+    finally:
+        if task.meter is not None:
+            task.meter.add(time.perf_counter() - started)
     return value if task.remote.decode is None else task.remote.decode(value)
 
 
@@ -250,7 +258,7 @@ class IsolatedPool(concurrent.futures.Executor):
         except (NucleateError, TypeError) as error:
             future.set_exception(error)
             return future
-        self._desk.tasks.put(_Task(future, remote, plain, named, timeout))
+        self._desk.tasks.put(_Task(future, remote, plain, named, timeout, current_meter()))
         return future
 
 

@@ -24,6 +24,7 @@ import pebble
 
 from nucleate.allocator import keep_memory
 from nucleate.execution.chunks import map_chunks, pool_stopped, spread
+from nucleate.execution.meter import current_meter, timed
 from nucleate.physics.cells import for_potential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
 
@@ -145,7 +146,8 @@ class ProcessPool(concurrent.futures.Executor):
         self, fn: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Future[Any]:
         """Like :meth:`submit` with this task's own time-out in seconds."""
-        inner = self._pool.schedule(fn, args=list(args), timeout=timeout)
+        meter = current_meter()
+        inner = self._pool.schedule(timed, args=[fn, *args], timeout=timeout)
         outer: Future[Any] = concurrent.futures.Future()
         self._unfinished.add(outer)
 
@@ -154,10 +156,15 @@ class ProcessPool(concurrent.futures.Executor):
             if not outer.set_running_or_notify_cancel():
                 return
             try:
-                outer.set_result(done.result())
+                answer = done.result()
+                if meter is not None:
+                    meter.add(answer.seconds)
+                outer.set_result(answer.result)
             except concurrent.futures.CancelledError:
                 outer.set_exception(pool_stopped())
             except TimeoutError:
+                if meter is not None:
+                    meter.add(timeout or 0.0)
                 outer.set_exception(TimeoutError(f"took longer than {timeout:g} s"))
             except pebble.ProcessExpired as error:
                 outer.set_exception(

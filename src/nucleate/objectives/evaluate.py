@@ -5,19 +5,24 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleate import plugins
-from nucleate.errors import NucleateError
-from nucleate.protocols import Property, Scores, Status
+from nucleate.errors import InputError, NucleateError
+from nucleate.execution.meter import Meter, metered
+from nucleate.protocols import CostClass, Property, Scores, Status
 from nucleate.store.experience import Evaluation
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+    from nucleate.store.cache import EvaluationCache
+
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
+_PART = {CostClass.RELAXATION: 64, CostClass.DFT: 1}
+"""Crystals that are evaluated together, and kept together, by cost class; else all at once."""
 
 
 def make_property(
@@ -55,51 +60,127 @@ def make_property(
 
 
 def evaluate(
-    prop: Property, digests: Sequence[str], structures: Sequence[Structure]
+    prop: Property,
+    digests: Sequence[str],
+    structures: Sequence[Structure],
+    cache: EvaluationCache | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluations by digest; what raises on the whole batch is tried crystal by crystal."""
-    started = time.perf_counter()
-    try:
-        scores = _checked(prop, structures)
-    except NucleateError:
-        raise
-    except Exception as error:  # a property is anybody's code
-        return dict(zip(digests, _one_by_one(prop, structures, error), strict=True))
-    seconds = (time.perf_counter() - started) / max(len(structures), 1)
-    return dict(zip(digests, evaluations_of(scores, range(len(structures)), seconds), strict=True))
+    """Evaluations by digest: what the cache knows, and what is computed now and kept there.
 
+    Costly properties are evaluated in parts, each kept as soon as it is done, so that a crash
+    costs no more than what was under way. The parts follow from the digests alone: what was in
+    one part is computed in the same company whenever a run is repeated or resumed, which for
+    potentials in batches decides the last bits of a value.
 
-def _one_by_one(
-    prop: Property, structures: Sequence[Structure], whole: Exception
-) -> list[Evaluation]:
-    evaluations, raised = [], 0
-    for structure in structures:
-        started = time.perf_counter()
-        try:
-            scores = _checked(prop, [structure])
-        except Exception as error:  # a property is anybody's code
-            raised += 1
-            reason = f"{prop.name} raised {type(error).__name__}: {error}"
-            evaluations.append(Evaluation(math.nan, Status.FAILED, reason))
-            continue
-        evaluations += evaluations_of(scores, [0], time.perf_counter() - started)
-    if raised == len(structures) >= _HOPELESS:
-        raise NucleateError(
-            f"The property {prop.name!r} raised on each of {raised} crystals.",
-            f"{type(whole).__name__}: {whole}.",
-            "It takes a list of structures and gives one value for each; mend it and try again.",
-        ) from whole
-    return evaluations
+    Args:
+        prop: the property.
+        digests: B content hashes, all different.
+        structures: B crystals.
+        cache: of the project; None to compute all. It is not asked for properties of the class
+            ``composition``, which are computed faster than they are looked up.
 
-
-def _checked(prop: Property, structures: Sequence[Structure]) -> Scores:
-    scores = prop.evaluate(structures)
-    if len(scores) != len(structures):
-        raise NucleateError(
-            f"The property {prop.name!r} gave {len(scores)} values for {len(structures)} crystals.",
-            fix="A property gives one value for each crystal, in the same order.",
+    Raises:
+        NucleateError: the property can't be evaluated at all, or raised on each of many crystals.
+        StorageError: the cache can't be read or written.
+    """
+    if prop.cost is CostClass.COMPOSITION:
+        cache = None
+    found: dict[str, Evaluation] = {}
+    errors: list[Exception] = []
+    size = _PART.get(prop.cost, len(digests)) or 1
+    if _streams(prop):
+        size = len(digests) or 1
+    for start in range(0, len(digests), size):
+        asked = dict(
+            zip(digests[start : start + size], structures[start : start + size], strict=True)
         )
-    return scores
+        known = {} if cache is None else cache.lookup(asked, prop.key)
+        found |= known
+        missing = {digest: s for digest, s in asked.items() if digest not in known}
+        for part in _computed(prop, missing, errors) if missing else ():
+            if cache is not None:
+                cache.keep(prop.key, part)
+            found |= part
+    if len(errors) == len(digests) >= _HOPELESS:
+        raise NucleateError(
+            f"The property {prop.name!r} raised on each of {len(errors)} crystals.",
+            f"{type(errors[0]).__name__}: {errors[0]}.",
+            "It takes a list of structures and gives one value for each; mend it and try again.",
+        ) from errors[0]
+    return {digest: found[digest] for digest in digests}
+
+
+def _computed(
+    prop: Property, asked: Mapping[str, Structure], errors: list[Exception]
+) -> Iterator[dict[str, Evaluation]]:
+    """Evaluations as they come; what raises on several crystals is tried crystal by crystal.
+
+    What was raised on a single crystal is added to ``errors``.
+    """
+    digests, structures = list(asked), list(asked.values())
+    left = set(range(len(digests)))
+    raised: Exception | None = None
+    try:
+        for rows, scores, seconds in _parts(prop, structures):
+            left -= set(rows)
+            share = seconds / max(len(rows), 1)
+            evaluations = evaluations_of(scores, range(len(rows)), share)
+            yield {digests[i]: e for i, e in zip(rows, evaluations, strict=True)}
+    except NucleateError as error:
+        if not isinstance(error, InputError) or not left:
+            raise  # it is not about these crystals
+        raised = error
+    except Exception as error:  # a property is anybody's code
+        raised = error
+    if not left:
+        return
+    if raised is None:
+        raised = ValueError(f"gave no value for {len(left)} of {len(digests)} crystals")
+    if len(left) == len(digests) == 1:
+        errors.append(raised)
+        told = raised.what if isinstance(raised, NucleateError) else str(raised)
+        reason = f"{prop.name} raised {type(raised).__name__}: {told}"
+        yield {digests[0]: Evaluation(math.nan, Status.FAILED, reason)}
+    else:
+        for i in sorted(left):
+            yield from _computed(prop, {digests[i]: structures[i]}, errors)
+
+
+def _parts(
+    prop: Property, structures: Sequence[Structure]
+) -> Iterator[tuple[Sequence[int], Scores, float]]:
+    """Rows, their scores, and the seconds that these took, as they come.
+
+    Raises:
+        ValueError: another number of values than crystals.
+    """
+    parts = iter(_stream(prop, structures))
+    meter, started, counted = Meter(), time.perf_counter(), 0.0
+    while True:
+        with metered(meter):
+            part = next(parts, None)
+        if part is None:
+            return
+        rows, scores = part
+        if len(scores) != len(rows):
+            raise ValueError(f"gave {len(scores)} values for {len(rows)} crystals")
+        now, total = time.perf_counter(), meter.seconds
+        yield rows, scores, total - counted if meter.tasks else now - started
+        started, counted = now, total
+
+
+def _stream(
+    prop: Property, structures: Sequence[Structure]
+) -> Iterator[tuple[Sequence[int], Scores]]:
+    if _streams(prop):
+        yield from prop.stream(structures)  # type: ignore[attr-defined]
+    else:
+        yield range(len(structures)), prop.evaluate(structures)
+
+
+def _streams(prop: Property) -> bool:
+    """Whether a property is a :class:`~nucleate.protocols.StreamedProperty`."""
+    return callable(getattr(prop, "stream", None))
 
 
 def evaluations_of(scores: Scores, rows: Sequence[int] | range, seconds: float) -> list[Evaluation]:

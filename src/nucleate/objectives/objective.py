@@ -1,6 +1,7 @@
 """The objective: from crystals to one reward each, with every raw value kept.
 
-    dedupe by digest -> cache -> evaluate -> record -> shape -> combine
+    dedupe by digest -> the run's store -> the project's cache -> evaluate -> record -> shape ->
+    combine
 
 Evaluation runs beside the caller: :meth:`Objective.submit` returns at once and
 :meth:`PendingScores.result` waits, so that scoring overlaps with sampling and updating. Results
@@ -25,6 +26,7 @@ from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property
 from nucleate.objectives.settings import Combine, ObjectiveSettings
 from nucleate.objectives.shaping import Shaping
 from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.store.cache import EvaluationCache
 from nucleate.store.experience import Evaluation, ExperienceStore
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ class ObjectiveResult:
             in several terms); NaN where there is no value.
         status: B statuses; the first term that failed decides.
         reason: B strings, empty where OK.
-        spent: evaluations charged to this step, by property.
-        reused: distinct crystals whose value was known, by property.
+        spent: evaluations charged to this step, by property, whoever computed them.
+        reused: distinct crystals whose value the run knew, by property.
     """
 
     reward: np.ndarray
@@ -162,7 +164,8 @@ class Objective:
             best score of its shaping.
         failure_penalty: reward of a crystal without a value for some term; by default the lowest
             reward that a crystal with values can get.
-        store: cache and record; one in memory by default.
+        store: record of the run; one in memory by default.
+        cache: what other runs have computed; none by default.
 
     Example:
         >>> objective = Objective([Term(Density(), Linear(type="linear", low=1, high=20))])
@@ -175,6 +178,7 @@ class Objective:
         combine: Combine = "mean",
         failure_penalty: float | None = None,
         store: ExperienceStore | None = None,
+        cache: EvaluationCache | None = None,
     ) -> None:
         if not terms:
             raise RecipeError("An objective needs at least one term.")
@@ -190,6 +194,7 @@ class Objective:
                     "Rename one of them.",
                 )
         self.store = store if store is not None else ExperienceStore(":memory:")
+        self.cache = cache
         self.range = self._range()
         penalty = self.range[0] if failure_penalty is None else float(failure_penalty)
         if not math.isfinite(penalty):
@@ -203,6 +208,7 @@ class Objective:
         cls,
         settings: ObjectiveSettings,
         store: ExperienceStore | None = None,
+        cache: EvaluationCache | None = None,
         *,
         properties: Mapping[str, Property] | None = None,
         resources: Mapping[str, Any] | None = None,
@@ -212,7 +218,8 @@ class Objective:
 
         Args:
             settings: terms and combination.
-            store: cache and record.
+            store: record of the run.
+            cache: what other runs have computed.
             properties: properties made already, by the name that the recipe uses.
             resources: what properties may ask for by parameter name, such as ``pool``.
             base: folder that ``path.py:function`` is relative to beside the working directory.
@@ -227,7 +234,7 @@ class Objective:
                     term.property, term.settings, resources=resources, base=base
                 )
         terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
-        return cls(terms, settings.combine, settings.failure_penalty, store)
+        return cls(terms, settings.combine, settings.failure_penalty, store, cache)
 
     @property
     def costliest(self) -> Property:
@@ -322,7 +329,7 @@ class Objective:
             chosen = [s for d in missing if (s := structures[first[d]]) is not None]
             if prop.name not in self._threads:
                 self._threads[prop.name] = ThreadPoolExecutor(1, f"nucleate-{prop.name}")
-            future = self._threads[prop.name].submit(evaluate, prop, missing, chosen)
+            future = self._threads[prop.name].submit(evaluate, prop, missing, chosen, self.cache)
         work = _Work(prop, known, borrowed, future, list(first), step)
         running.update(dict.fromkeys(missing, work))
         return work
@@ -336,7 +343,13 @@ class Objective:
             try:
                 fresh = work.future.result() if work.future is not None else {}
                 work.spent = self.store.record(
-                    work.step, prop.key, fresh, name=prop.name, unit=prop.unit, reused=work.known
+                    work.step,
+                    prop.key,
+                    fresh,
+                    name=prop.name,
+                    unit=prop.unit,
+                    cost=prop.cost,
+                    reused=work.known,
                 )
             finally:
                 for digest in [d for d, owner in running.items() if owner is work]:

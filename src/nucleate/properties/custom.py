@@ -1,17 +1,20 @@
 """A property from any function ``f(structures) -> list[float | None]``.
 
 From Python the function itself is given; from a recipe ``path/to/file.py:function``. None, or a
-number that is not finite, means "no value for this crystal". With a pool, a function from a file
-runs in the workers, where a crash or a hang costs one crystal; with ``python``, in workers of
-another interpreter, which has the packages that the function needs.
+number that is not finite, means "no value for this crystal". Values stand in the order of the
+structures, which is checked on two of them; a dictionary of values by position has no order to
+lose. With a pool, a function from a file runs in the workers, where a crash or a hang costs one
+crystal; with ``python``, in workers of another interpreter, which has the packages that the
+function needs.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from types import CodeType
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
-PropertyFunction = Callable[[Sequence["Structure"]], Sequence["float | None"]]
+PropertyFunction = Callable[
+    [Sequence["Structure"]], "Sequence[float | None] | Mapping[int, float | None]"
+]
 
-_CHUNK = 16  # crystals in one call of a worker
+_CHUNK = 16  # crystals in one call of a worker, where they are not costly
+_COSTLY = (CostClass.RELAXATION, CostClass.DFT)
 _HOPELESS = 8  # so many crystals that all raise are a broken function, not bad crystals
 
 
@@ -86,6 +92,8 @@ class CustomProperty:
         self.unit = unit
         self.cost = cost
         self._function = function
+        self._order_checked = False
+        self._start: Callable[[Sequence[Structure]], list[Future[list[Any]]]] | None = None
         self._key = key or f"custom/{self.name}/{_source_hash(function)}"
 
     @classmethod
@@ -98,6 +106,7 @@ class CustomProperty:
         timeout: float | None = 60.0,
         name: str | None = None,
         unit: str = "",
+        cost: str = CostClass.MODEL,
         python: str | None = None,
         workers: int = 1,
         structures: str = "pymatgen",
@@ -111,6 +120,8 @@ class CustomProperty:
             timeout: seconds for one crystal in the pool.
             name: name of the property; the function's by default.
             unit: its unit.
+            cost: "composition", "model", "relaxation" or "dft"; from "relaxation" on a worker is
+                given one crystal at a time.
             python: another interpreter, by path, to load and call the function in.
             workers: processes of that interpreter.
             structures: what the function is given there: "pymatgen" Structures, "ase" Atoms, or
@@ -125,6 +136,7 @@ class CustomProperty:
         name = name or function
         key = f"custom/{name}/{content_hash}/{function}"
         called: PropertyFunction
+        start = None
         if python is not None:
             from nucleate.execution.isolated import IsolatedPool
             from nucleate.execution.remote import Remote
@@ -132,14 +144,18 @@ class CustomProperty:
             isolated = IsolatedPool(python, workers, timeout=timeout)
             remote = Remote(f"{path}:{function}", content_hash, structures)
             isolated.load(remote)
-            called = partial(_call_in_pool, name, isolated, remote, timeout)
+            start = partial(_start, isolated, remote, timeout, cost)
             key += f"/{structures}/{isolated.python}"
         else:
             called = _load(str(path), function, content_hash)
             if pool is not None:
                 work = partial(_call_file, str(path), function, content_hash)
-                called = partial(_call_in_pool, name, pool, work, timeout)
-        return cls(called, name=name, unit=unit, key=key)
+                start = partial(_start, pool, work, timeout, cost)
+        if start is not None:
+            called = partial(_call_in_pool, name, start)
+        made = cls(called, name=name, unit=unit, cost=CostClass(cost), key=key)
+        made._start = start
+        return made
 
     @property
     def key(self) -> str:
@@ -151,16 +167,80 @@ class CustomProperty:
 
         Raises:
             InputError: the function returned another number of values than it was given.
+            NucleateError: it gives values in another order than it is given structures.
         """
-        return _scores(self.name, _call(self._function, self.name, structures))
+        answers = _call(self._function, self.name, structures)
+        self._check_order(structures, answers)
+        return _scores(self.name, answers)
+
+    def _check_order(self, structures: Sequence[Structure], answers: Sequence[Any]) -> None:
+        """Ask again for two crystals of the first list that has two values, each alone."""
+        if self._order_checked:
+            return
+        numbers = [_number(answer) for answer in answers]
+        rows = {x: i for i, x in enumerate(numbers) if np.isfinite(x)}
+        if len(rows) < 2:
+            return
+        self._order_checked = True
+        for i in list(rows.values())[:2]:
+            alone = float("nan")
+            with contextlib.suppress(Exception):  # the user's own; says nothing of the order
+                alone = _number(_call(self._function, self.name, [structures[i]])[0])
+            if numbers[i] != alone and alone in numbers:
+                raise NucleateError(
+                    f"The property {self.name!r} gives values in another order than it is given "
+                    "structures, or values that depend on the other structures.",
+                    f"A crystal has {alone:g} alone; among {len(answers)} it had {numbers[i]:g}, "
+                    f"and another crystal {alone:g}.",
+                    "Return values in the order of the structures, or a dictionary of values by "
+                    "position.",
+                )
+
+    def stream(self, structures: Sequence[Structure]) -> Iterator[tuple[Sequence[int], Scores]]:
+        """Rows of B structures and their values, as workers give them.
+
+        Raises:
+            InputError: after all is given, if the function raised on each of many crystals.
+        """
+        size = _chunk_size(self.cost)
+        if self._start is None:
+            size = 1 if self.cost in _COSTLY else len(structures)
+            for first in range(0, len(structures), max(size, 1)):
+                rows = range(first, min(first + size, len(structures)))
+                yield rows, self.evaluate([structures[i] for i in rows])
+            return
+        answers: list[Any] = []
+        chunks = {chunk: k * size for k, chunk in enumerate(self._start(structures))}
+        for chunk in concurrent.futures.as_completed(chunks):
+            found, first = chunk.result(), chunks[chunk]
+            answers += found
+            self._check_order(structures[first : first + size], found)
+            yield range(first, first + len(found)), _scores(self.name, found)
+        _check_hopeless(self.name, answers)
+
+
+def _chunk_size(cost: str) -> int:
+    return 1 if cost in _COSTLY else _CHUNK
+
+
+def _start(
+    pool: ChunkPool, work: Any, timeout: float | None, cost: str, structures: Sequence[Structure]
+) -> list[Future[list[Any]]]:
+    return pool.map_chunks(work, structures, _chunk_size(cost), timeout=timeout)
 
 
 def _call_in_pool(
-    name: str, pool: ChunkPool, work: Any, timeout: float | None, structures: Sequence[Structure]
+    name: str,
+    start: Callable[[Sequence[Structure]], list[Future[list[Any]]]],
+    structures: Sequence[Structure],
 ) -> list[Any]:
     """A value, or the exception in its place, for each structure."""
-    chunks = pool.map_chunks(work, structures, _CHUNK, timeout=timeout)
-    answers = [answer for chunk in chunks for answer in chunk.result()]
+    answers = [answer for chunk in start(structures) for answer in chunk.result()]
+    _check_hopeless(name, answers)
+    return answers
+
+
+def _check_hopeless(name: str, answers: Sequence[Any]) -> None:
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if len(errors) == len(answers) >= _HOPELESS:
         raise InputError(
@@ -168,7 +248,6 @@ def _call_in_pool(
             f"{_told(errors[0])}.",
             "It takes a list of structures and gives a number for each; mend the file.",
         ) from errors[0]
-    return answers
 
 
 def _scores(name: str, answers: Sequence[Any]) -> Scores:
@@ -193,6 +272,13 @@ def _scores(name: str, answers: Sequence[Any]) -> Scores:
     return Scores(value, status, reason)
 
 
+def _number(answer: Any) -> float:
+    try:
+        return float(answer)
+    except (TypeError, ValueError):  # an exception, None, or no number
+        return float("nan")
+
+
 def _status(error: Exception) -> Status:
     if isinstance(error, TimeoutError):
         return Status.TIMEOUT
@@ -208,6 +294,15 @@ def _told(error: Exception) -> str:
 
 def _call(function: PropertyFunction, name: str, structures: Sequence[Structure]) -> list[Any]:
     answer = function(structures)
+    if isinstance(answer, Mapping):
+        strange = [key for key in answer if key not in range(len(structures))]
+        if strange:
+            raise InputError(
+                f"The property {name!r} returned a value for {strange[0]!r}.",
+                f"It was given {len(structures)} structures.",
+                "The keys of a dictionary are positions in the list, counted from 0.",
+            )
+        answer = [answer.get(i) for i in range(len(structures))]
     if isinstance(answer, str) or not hasattr(answer, "__len__") or not hasattr(answer, "__iter__"):
         raise InputError(
             f"The property {name!r} returned {type(answer).__name__} instead of a list.",

@@ -211,7 +211,7 @@ def _crystals(folder: Path, hull: str) -> list[ReportCrystal]:
     from pymatgen.core import Structure
 
     path = folder / CRYSTALS_CSV
-    if not path.is_file():
+    if not path.is_file() or not path.read_bytes().strip():  # none was asked for (output.best: 0)
         return []
     found = []
     for row in _table(path).head(MAX_CRYSTALS).to_dict("records"):

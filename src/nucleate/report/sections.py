@@ -139,7 +139,32 @@ def curves(data: ReportData) -> str:
     bar = figures.share_bar(spent, title="Where the time went", unit="s")
     note = "Thin: every step. Bold: running mean over a sixteenth of the run."
     total = f'<figure class="wide">{bar}</figure>' if any(t for _, t in spent) else ""
-    return f'<div class="three">{"".join(charts)}</div><p class="note">{note}</p>{total}'
+    return (
+        f'<div class="three">{"".join(charts)}</div><p class="note">{note}</p>{total}'
+        f"{_spending(data)}"
+    )
+
+
+def _spending(data: ReportData) -> str:
+    """What evaluations have cost, by property and by cost class."""
+    last = data.metrics[-1]
+    spent, cached, seconds = (
+        last.get(name) or {} for name in ("spent", "spent_cached", "spent_seconds")
+    )
+    rows = "".join(
+        f"<tr><td>{escape(kind)}</td><td>{escape(str(name))}</td><td class='n'>{count:,}</td>"
+        f"<td class='n'>{cached.get(group, {}).get(name, 0):,}</td>"
+        f"<td class='n'>{seconds.get(group, {}).get(name, 0.0) / 3600:,.3f}</td></tr>"
+        for kind, group in (("property", "by_property"), ("cost class", "by_cost"))
+        for name, count in spent.get(group, {}).items()
+    )
+    if not rows:
+        return ""
+    return (
+        "<table><caption>Evaluations while tuning</caption><thead><tr><th></th><th></th>"
+        '<th class="n">crystals</th><th class="n">known from other runs</th>'
+        f'<th class="n">core-hours</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
 
 
 _PARTS = ("sampling", "scoring", "updating")

@@ -1,8 +1,7 @@
 """The record of truth of a run: every sampled crystal, every evaluation, every reward.
 
-One SQLite file in write-ahead-log mode, so that reports read while the run writes (rollback
-journal on network file systems, where shared memory is not coherent). What makes a resumed run
-equal to an uninterrupted one:
+One SQLite file, which reports read while the run writes. What makes a resumed run equal to an
+uninterrupted one:
 
 * an evaluation is committed before the algorithm sees it, all of a step's evaluations of one
   property in one transaction, so that after a crash a step's evaluations are all there or none,
@@ -10,30 +9,25 @@ equal to an uninterrupted one:
 * an evaluation row names the step that *spent* it. :meth:`ExperienceStore.rollback` keeps the
   values of abandoned steps but takes the step away; the step that asks for such a value again
   claims it and is charged for it, as if it had computed it. So no value is computed twice, and
-  counters and rows still equal those of an uninterrupted run.
+  counters and rows still equal those of an uninterrupted run;
+* a value that another run computed (:mod:`nucleate.store.cache`) is charged in the same way, so
+  that a run ends at the same step whatever other runs have left. Where it comes from stands beside
+  it, and its seconds are not counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 
-from nucleate.errors import CheckpointError, NucleateError
 from nucleate.protocols import Status
-from nucleate.store.filesystem import is_network_path
-from nucleate.store.values import compact_json, finite, number, numbers, sqlite_error
-
-SCHEMA_VERSION = 1
-_BUSY_SECONDS = 60.0
+from nucleate.store.database import Database
+from nucleate.store.values import compact_json, finite, number, numbers
 
 _COLUMNS: Mapping[str, type] = {
     "step": np.int64,
@@ -48,14 +42,23 @@ _COLUMNS: Mapping[str, type] = {
     "reason": object,
 }
 
+_UPGRADE_FROM_1 = """
+ALTER TABLE properties ADD COLUMN cost TEXT NOT NULL DEFAULT '';
+ALTER TABLE evaluations ADD COLUMN source TEXT NOT NULL DEFAULT '';
+DROP INDEX evaluations_by_step;
+CREATE INDEX evaluations_by_step ON evaluations (property, step, source, seconds);
+"""
+
 _SCHEMA = """
 CREATE TABLE properties (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL, unit TEXT NOT NULL);
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL, unit TEXT NOT NULL,
+    cost TEXT NOT NULL DEFAULT '');
 CREATE TABLE evaluations (
     property INTEGER NOT NULL REFERENCES properties (id), digest TEXT NOT NULL, step INTEGER,
     value REAL, status TEXT NOT NULL, reason TEXT NOT NULL, seconds REAL NOT NULL,
-    extra TEXT NOT NULL, PRIMARY KEY (property, digest)) WITHOUT ROWID;
-CREATE INDEX evaluations_by_step ON evaluations (property, step);
+    extra TEXT NOT NULL, source TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (property, digest)) WITHOUT ROWID;
+CREATE INDEX evaluations_by_step ON evaluations (property, step, source, seconds);
 CREATE TABLE crystals (
     step INTEGER NOT NULL, position INTEGER NOT NULL, digest TEXT NOT NULL,
     space_group INTEGER NOT NULL, formula TEXT NOT NULL, log_prob REAL, tokens BLOB NOT NULL,
@@ -76,8 +79,10 @@ class Evaluation:
         value: in the property's unit, NaN unless ``status`` is OK.
         status: how the evaluation ended.
         reason: why it did not end well, empty where OK.
-        seconds: wall time spent on this crystal, s.
+        seconds: what it cost: seconds of worker processes, or of this one where none took part.
+            Crystals that were evaluated together share them evenly.
         extra: further numbers measured on the way.
+        source: run that computed it, empty for this one.
     """
 
     value: float
@@ -85,6 +90,37 @@ class Evaluation:
     reason: str = ""
     seconds: float = 0.0
     extra: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a property has cost a run so far.
+
+    Attributes:
+        name: of the property.
+        cost: its cost class; empty in stores of earlier versions.
+        evaluations: distinct crystals that the run asked for, whoever computed them.
+        cached: those of them that another run had computed.
+        seconds: of evaluation, for those that this run computed; see :class:`Evaluation`.
+    """
+
+    name: str
+    cost: str
+    evaluations: int
+    cached: int
+    seconds: float
+
+
+def tally(
+    spending: Iterable[Spending], what: Literal["evaluations", "cached", "seconds"]
+) -> dict[str, dict[str, float]]:
+    """One column of what was spent, summed ``by_property`` and ``by_cost`` class."""
+    sums: dict[str, dict[str, float]] = {"by_property": {}, "by_cost": {}}
+    for entry in spending:
+        for group, label in (("by_property", entry.name), ("by_cost", entry.cost)):
+            sums[group][label] = sums[group].get(label, 0) + getattr(entry, what)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -116,99 +152,16 @@ class Reward:
     reason: str = ""
 
 
-class ExperienceStore:
+class ExperienceStore(Database):
     """Crystals, evaluations, rewards and step metrics of one run.
 
-    Args:
-        path: SQLite file, made if absent (its folder must exist), or ``":memory:"``.
-        read_only: open for reading while another process writes.
-
-    Raises:
-        StorageError: the file can't be made or written.
-        CheckpointError: the file is no store of this version.
+    Args and errors are those of :class:`~nucleate.store.database.Database`.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
-        self.path = str(path)
-        self._lock = threading.RLock()
-        with self._translated("open"):
-            self._connection = self._connect(read_only)
-            try:
-                self._prepare(read_only)
-            except (sqlite3.Error, NucleateError):
-                self._connection.close()
-                raise
+    kind, version, schema, upgrades = "store", 2, _SCHEMA, {1: _UPGRADE_FROM_1}
+    remedy = "Open it with the release that wrote it, or start a new run."
 
-    def _connect(self, read_only: bool) -> sqlite3.Connection:
-        target, uri = self.path, False
-        if read_only:
-            if not Path(self.path).is_file():
-                raise CheckpointError(
-                    f"There is no store at {self.path}.",
-                    fix="Name the folder of a run that has begun.",
-                )
-            target, uri = f"{Path(self.path).resolve().as_uri()}?mode=ro", True
-        return sqlite3.connect(
-            target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri
-        )
-
-    def _prepare(self, read_only: bool) -> None:
-        connection = self._connection
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        empty = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0
-        if version != SCHEMA_VERSION and not (empty and version == 0 and not read_only):
-            raise CheckpointError(
-                f"{self.path} is not a nucleate store of version {SCHEMA_VERSION}.",
-                f"Its version is {version}.",
-                "Open it with the release that wrote it, or start a new run.",
-            )
-        if read_only:
-            return
-        if self.path != ":memory:":
-            mode = "DELETE" if is_network_path(Path(self.path)) else "WAL"
-            connection.execute(f"PRAGMA journal_mode = {mode}")
-        # FULL: a checkpoint, which is fsynced, must never be ahead of the rows that it counts.
-        connection.execute("PRAGMA synchronous = FULL")
-        if empty:
-            with self._transaction("create"):
-                for statement in _SCHEMA.split(";"):
-                    if statement.strip():
-                        connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-    @contextmanager
-    def _translated(self, action: str) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise sqlite_error(self.path, action, error) from error
-
-    @contextmanager
-    def _transaction(self, action: str) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated(action):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._translated("read"):
-            return self._connection.execute(query, parameters).fetchall()
-
-    def close(self) -> None:
-        """Close the file; what was committed stays."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    _spending: tuple[Spending, ...] | None = None  # until the next write
 
     # -- evaluations ---------------------------------------------------------------------------
 
@@ -233,6 +186,7 @@ class ExperienceStore:
         *,
         name: str,
         unit: str = "",
+        cost: str = "",
         reused: Iterable[str] = (),
     ) -> int:
         """Write a step's evaluations of one property, in one transaction.
@@ -240,9 +194,10 @@ class ExperienceStore:
         Args:
             step: step that is charged for them.
             key: cache key of the property (name, settings, weights).
-            evaluations: newly computed, by digest. A digest already known keeps its old value.
+            evaluations: newly found, by digest. A digest already known keeps its old value.
             name: name of the property.
             unit: its unit.
+            cost: its cost class.
             reused: digests that the step asked for and found by :meth:`lookup`; those that no
                 step is charged for (left by a rollback) are charged to this one.
 
@@ -251,15 +206,17 @@ class ExperienceStore:
         """
         with self._transaction("write an evaluation to") as connection:
             connection.execute(
-                "INSERT OR IGNORE INTO properties (key, name, unit) VALUES (?, ?, ?)",
-                (key, name, unit),
+                "INSERT INTO properties (key, name, unit, cost) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET cost = excluded.cost",
+                (key, name, unit, cost),
             )
             (identity,) = connection.execute(
                 "SELECT id FROM properties WHERE key = ?", (key,)
             ).fetchone()
+            self._spending = None
             before = connection.total_changes
             connection.executemany(
-                "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         identity,
@@ -270,6 +227,7 @@ class ExperienceStore:
                         entry.reason,
                         entry.seconds,
                         compact_json(entry.extra),
+                        entry.source,
                     )
                     for digest, entry in evaluations.items()
                 ],
@@ -284,15 +242,33 @@ class ExperienceStore:
     def evaluations_spent(self, name: str, *, step: int | None = None) -> int:
         """Evaluations of a property charged to the run so far, or to one step.
 
-        Failed evaluations count, cached ones don't; values left over from steps that were rolled
-        back count from the moment a step asks for them again.
+        Failed evaluations count, and so do those that another run had computed; what the run
+        itself had found before does not. Values left over from steps that were rolled back count
+        from the moment a step asks for them again.
         """
+        if step is None:
+            return sum(entry.evaluations for entry in self.spending() if entry.name == name)
         rows = self._rows(
             "SELECT COUNT(*) FROM evaluations JOIN properties ON id = property "
-            "WHERE name = ? AND step IS NOT NULL AND step = COALESCE(?, step)",
+            "WHERE name = ? AND step = ?",
             (name, step),
         )
         return int(rows[0][0])
+
+    def spending(self) -> tuple[Spending, ...]:
+        """What each property has cost so far, in the order in which they were first recorded."""
+        with self._lock:
+            if self._spending is None or self.read_only:
+                new = self._found_version() == self.version
+                cost, source = ("cost", "source") if new else ("''", "''")
+                rows = self._rows(
+                    f"SELECT name, {cost}, COUNT(*), SUM({source} != ''), "  # noqa: S608  constants
+                    f"SUM(CASE WHEN {source} = '' THEN seconds ELSE 0 END) "
+                    "FROM evaluations JOIN properties ON id = property WHERE step IS NOT NULL "
+                    "GROUP BY property ORDER BY property"
+                )
+                self._spending = tuple(Spending(*row) for row in rows)
+            return self._spending
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -345,6 +321,7 @@ class ExperienceStore:
         Their evaluations stay as values that nobody is charged for yet.
         """
         with self._transaction("roll back") as connection:
+            self._spending = None
             connection.execute("DELETE FROM crystals WHERE step > ?", (step,))
             connection.execute("DELETE FROM rewards WHERE step > ?", (step,))
             connection.execute("DELETE FROM steps WHERE step > ?", (step,))
@@ -443,9 +420,7 @@ class ExperienceStore:
 
     def problems(self) -> list[str]:
         """What SQLite's integrity check and the store's own rules find wrong; empty if sound."""
-        found = [
-            f"integrity: {row[0]}" for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"
-        ]
+        found = super().problems()
         orphans = self._rows(
             "SELECT COUNT(*) FROM crystals c LEFT JOIN rewards r ON r.step = c.step AND "
             "r.position = c.position WHERE r.step IS NULL"

@@ -10,6 +10,7 @@
       checkpoints/      the last two
       tensorboard/      where the package is installed
       lock              the process that writes here
+    runs/evaluations.sqlite     what all runs of the folder have computed
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from nucleate.errors import CheckpointError, InputError, MissingDependencyError
+from nucleate.store.cache import EvaluationCache
 from nucleate.store.checkpoint import (
     Checkpoint,
     checkpoint_problem,
@@ -190,6 +192,15 @@ class RunDirectory:
     def store(self, *, read_only: bool = False) -> ExperienceStore:
         """Open the run's store."""
         return ExperienceStore(self.path / STORE, read_only=read_only)
+
+    def cache(self, name: str) -> EvaluationCache:
+        """Open the cache that this run shares with the others of its folder.
+
+        Args:
+            name: file, relative to the folder of all runs.
+        """
+        source = f"{self.path.resolve().name}, {self.manifest()['created']}"
+        return EvaluationCache(self.path.resolve().parent / name, source)
 
     def checkpoint(self, step: int, state: Any) -> Path:
         """Write a checkpoint, all or nothing, and drop all but the last two.

@@ -54,7 +54,7 @@ def sqlite_error(path: str, action: str, error: sqlite3.DatabaseError) -> Nuclea
     elif "readonly" in why or "unable to open" in why or "permission" in why.lower():
         fix = "Choose a folder that exists and that you may write to (output.directory)."
     elif "locked" in why or "busy" in why:
-        fix = "Another process is writing to this run; wait for it or stop it."
+        fix = "Another process is writing to it; wait for it or stop it."
     elif "malformed" in why or "not a database" in why:
         return CheckpointError(
             f"{path} can't be read.", f"SQLite says: {why}.", "Restore it from a copy."

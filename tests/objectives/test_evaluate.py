@@ -1,0 +1,165 @@
+"""Evaluating: each result is kept as it comes, and what is known is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nucleate.errors import InputError, NucleateError
+from nucleate.execution.meter import current_meter
+from nucleate.objectives.evaluate import evaluate
+from nucleate.objectives.objective import Objective, Term
+from nucleate.objectives.shaping import Linear
+from nucleate.protocols import CostClass, Scores, Status
+from nucleate.store.cache import EvaluationCache
+from nucleate.store.experience import Evaluation, ExperienceStore
+
+UNIT = Linear(type="linear", low=0, high=1)
+
+
+def scores(values: Sequence[float]) -> Scores:
+    return Scores(np.array(values, dtype=float), [Status.OK] * len(values), [""] * len(values))
+
+
+class Costly:
+    """A property of "crystals" that are numbers; the process dies at some of them."""
+
+    name, unit, key = "costly", "1", "costly/1"
+
+    def __init__(self, cost: CostClass, dies_at: Sequence[float] = ()) -> None:
+        self.cost, self.dies_at = cost, set(dies_at)
+        self.calls: list[list[float]] = []
+
+    def evaluate(self, structures: Sequence[Any]) -> Scores:
+        self.calls.append(list(structures))
+        if self.dies_at & set(structures):
+            raise KeyboardInterrupt
+        return scores(structures)
+
+
+class Streamed(Costly):
+    """Gives its values one by one, the last first."""
+
+    def stream(self, structures: Sequence[Any]) -> Iterator[tuple[Sequence[int], Scores]]:
+        for i in reversed(range(len(structures))):
+            yield [i], self.evaluate([structures[i]])
+
+
+def named(n: int) -> list[str]:
+    return [str(i) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cost", "first", "again"),
+    [
+        (Costly, CostClass.MODEL, [150], [150]),
+        (Costly, CostClass.RELAXATION, [64, 64], [64, 22]),
+        (Costly, CostClass.DFT, [1] * 71, [1] * 80),
+        (Streamed, CostClass.DFT, [1] * 80, [1] * 71),
+    ],
+)
+def test_a_crash_costs_what_was_under_way(kind, cost, first, again) -> None:
+    with EvaluationCache(":memory:") as cache:
+        dying, whole, resumed = kind(cost, dies_at=[70]), kind(cost), kind(cost)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(dying, named(150), range(150), cache)
+        found = evaluate(resumed, named(150), range(150), cache)
+        assert [len(call) for call in dying.calls] == first
+        assert [len(call) for call in resumed.calls] == again
+        # in the company that an uninterrupted run computes it in
+        assert list(found) == named(150)
+        assert {k: v.value for k, v in found.items()} == {str(i): i for i in range(150)}
+        evaluate(whole, named(150), range(150))
+        assert all(call in whole.calls for call in resumed.calls)
+
+
+def test_what_costs_microseconds_is_not_looked_up() -> None:
+    with EvaluationCache(":memory:") as cache:
+        evaluate(Costly(CostClass.COMPOSITION), ["a"], [1.0], cache)
+        assert cache.lookup(["a"], "costly/1") == {}
+
+
+def test_what_a_property_leaves_out_is_asked_for_alone_and_fails_alone() -> None:
+    class Forgets(Costly):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            return scores([s for s in structures if s != 2])
+
+    found = evaluate(Forgets(CostClass.MODEL), named(5), range(5))
+    assert [entry.status for entry in found.values()] == [
+        Status.FAILED if i == 2 else Status.OK for i in range(5)
+    ]
+    assert [found[str(i)].value for i in (0, 1, 3, 4)] == [0, 1, 3, 4]
+    assert "0 values for 1 crystals" in found["2"].reason
+
+    class Stops(Streamed):
+        def stream(self, structures: Sequence[Any]) -> Iterator[tuple[Sequence[int], Scores]]:
+            yield [0], self.evaluate([structures[0]])
+
+    assert evaluate(Stops(CostClass.DFT), named(3), range(3))["2"].value == 2
+
+
+def test_an_error_about_the_set_up_stops_and_one_about_a_crystal_does_not() -> None:
+    class Raises(Costly):
+        error: NucleateError = InputError("this crystal is odd")
+
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            if any(s % 2 for s in structures):
+                raise self.error
+            return scores(structures)
+
+    found = evaluate(Raises(CostClass.MODEL), named(4), range(4))
+    assert [entry.reason for entry in found.values()] == [
+        "costly raised InputError: this crystal is odd" if i % 2 else "" for i in range(4)
+    ]
+    raises = Raises(CostClass.MODEL)
+    raises.error = NucleateError("the weights are gone")
+    with pytest.raises(NucleateError, match="weights are gone"):
+        evaluate(raises, named(4), range(4))
+
+
+def test_seconds_are_those_of_the_workers_where_there_are_any() -> None:
+    class Pooled(Costly):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            meter = current_meter()
+            assert meter is not None
+            meter.add(6.0)
+            return super().evaluate(structures)
+
+    found = evaluate(Pooled(CostClass.DFT), ["a", "b"], [1.0, 2.0])
+    assert [entry.seconds for entry in found.values()] == [6.0, 6.0]
+    assert 0 < evaluate(Costly(CostClass.DFT), ["a"], [1.0])["a"].seconds < 5
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_run_takes_the_same_course_whatever_others_have_computed(
+    tmp_path: Path, known: bool
+) -> None:
+    """Rows, charges and rewards; only where values come from, and their seconds, differ."""
+    path = tmp_path / "evaluations.sqlite"
+    if known:
+        with EvaluationCache(path, "another run") as cache:
+            cache.keep("costly/1", {d: Evaluation(float(d) / 5, seconds=9.0) for d in "012"})
+    prop = Costly(CostClass.DFT)
+    with EvaluationCache(path, "this run") as cache, ExperienceStore(":memory:") as store:
+        objective = Objective([Term(prop, UNIT)], store=store, cache=cache)
+        for step, digests in enumerate(("0123", "2345")):
+            result = objective.score([float(d) / 5 for d in digests], list(digests), step=step)
+            np.testing.assert_array_equal(result.reward, [float(d) / 5 for d in digests])
+            assert result.spent == {"costly": (4, 2)[step]}
+        (spending,) = store.spending()
+        objective.close()
+        digest = store.content_digest()
+    assert replace(spending, seconds=0.0, cached=0).evaluations == 6
+    assert (spending.cost, spending.cached) == ("dft", 3 if known else 0)
+    assert 0 < spending.seconds < 5
+    assert len(prop.calls) == 6 - spending.cached
+    plain = Objective([Term(Costly(CostClass.DFT), UNIT)])
+    for step, digests in enumerate(("0123", "2345")):
+        plain.score([float(d) / 5 for d in digests], list(digests), step=step)
+    plain.close()
+    assert plain.store.content_digest() == digest
