@@ -24,6 +24,7 @@ import numpy as np
 from nucleate.errors import InputError
 from nucleate.structures.matching import (
     Candidates,
+    ReducedCell,
     cell_digest,
     composition_key,
     reduce_cell,
@@ -54,6 +55,20 @@ def _cells(structures: Iterable[Structure | Cell | None]) -> list[Cell | None]:
     return cells
 
 
+_recent: OrderedDict[bytes, ReducedCell | None] = OrderedDict()
+RECENT = 20_000  # reduced cells kept, so that a crystal is reduced once for unique and novel
+
+
+def _reduced(cell: Cell, digest: bytes | None = None) -> ReducedCell | None:
+    """:func:`~nucleate.structures.matching.reduce_cell`, remembered for the last crystals."""
+    digest = digest or cell_digest(cell)
+    if digest not in _recent:
+        _recent[digest] = reduce_cell(cell)
+        if len(_recent) > RECENT:
+            _recent.popitem(last=False)
+    return _recent[digest]
+
+
 @dataclass
 class _Family:
     """The representatives of one reduced formula, in order; each is reduced at its first use."""
@@ -78,12 +93,12 @@ class _Family:
         if digest in self.digests:
             return self.digests[digest]
         for row in range(self._n_reduced, len(self.cells)):
-            known = reduce_cell(self.cells[row])
+            known = _reduced(self.cells[row])
             if known is not None:
                 self._candidates.append(known)
                 self._candidate_labels.append(self.labels[row])
         self._n_reduced = len(self.cells)
-        new = reduce_cell(cell)
+        new = _reduced(cell, digest)
         if new is not None:
             for row in self._candidates.may_match(new).tolist():
                 if same_crystal(self._candidates.cells[row], new):

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
+from itertools import product
 from math import gcd, pi
 
 import numpy as np
@@ -28,6 +29,7 @@ from nucleate.structures.validity import Limits, check_cell
 LTOL = 0.2
 STOL = 0.3
 ANGLE_TOL = 5.0
+PRIMITIVE_TOL = 0.25  # Å, default of get_primitive_structure
 MAX_BLOCK = 500_000  # site pairs looked at in one go
 MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
 _CELL_ONLY = Limits(-1.0, 0.1, (0.1, 1e5), (0.01, 1e4), (0.0, 180.0))
@@ -130,17 +132,89 @@ def reduce_cell(cell: Cell) -> ReducedCell | None:
     if check_cell(cell[0], cell[2], _CELL_ONLY):
         return None
     try:
-        reduced = to_structure(cell).get_reduced_structure(reduction_algo="niggli")
-        reduced = reduced.get_primitive_structure()
+        reduced = _primitive(_niggli(cell))
     except (ValueError, ArithmeticError, IndexError):
         return None  # pymatgen finds no reduced form
-    if max(reduced.lattice.abc) > MAX_ASPECT * reduced.volume ** (1.0 / 3.0):
+    volume = abs(float(np.linalg.det(reduced[0])))
+    if np.linalg.norm(reduced[0], axis=1).max() > MAX_ASPECT * volume ** (1.0 / 3.0):
         return None
-    return ReducedCell(
-        np.array(reduced.lattice.matrix),
-        np.array(reduced.atomic_numbers, dtype=np.int64),
-        np.array(reduced.frac_coords),
+    return ReducedCell(*reduced)
+
+
+def _niggli(cell: Cell) -> Cell:
+    """What ``Structure.get_reduced_structure`` gives, without its objects for sites."""
+    from pymatgen.core import Lattice
+
+    lattice = Lattice(cell[0])
+    reduced = lattice.get_niggli_reduced_lattice()
+    if reduced == lattice:
+        return cell
+    frac = reduced.get_fractional_coords(lattice.get_cartesian_coords(cell[2]))
+    return np.array(reduced.matrix), cell[1], np.mod(frac, 1.0)
+
+
+def _primitive(cell: Cell) -> Cell:
+    """What ``Structure.get_primitive_structure`` gives; asked only where a smaller cell may be."""
+    numbers = np.asarray(cell[1], dtype=np.int64)
+    if not _may_be_supercell((cell[0], numbers, cell[2])):
+        return cell[0], numbers, cell[2]
+    found = to_structure((cell[0], numbers, cell[2])).get_primitive_structure()
+    return (
+        np.array(found.lattice.matrix),
+        np.array(found.atomic_numbers, dtype=np.int64),
+        np.array(found.frac_coords),
     )
+
+
+def _may_be_supercell(cell: Cell) -> bool:
+    """False only where ``get_primitive_structure`` looks for a smaller cell in vain.
+
+    A smaller cell holds the atoms of each element a whole number of times fewer, and each of its
+    vectors leads from the first atom of the rarest element to another one and every atom to one
+    of its kind, each within twice the tolerance.
+    """
+    matrix, numbers, frac = cell
+    groups = [frac[numbers == z] for z in _by_symbol(np.unique(numbers).tolist())]
+    units = reduce(gcd, map(len, groups))
+    if units == 1:
+        return False
+    tolerance = PRIMITIVE_TOL / np.linalg.norm(matrix, axis=1) * (1.0 + 1e-6)
+    groups.sort(key=len)
+    shifts = groups[0] - groups[0][0]
+    for group in groups:
+        for atom in group:
+            away = shifts[:, None] - (group - atom)
+            away -= np.round(away)
+            shifts = shifts[(np.abs(away) <= 2.0 * tolerance).all(axis=-1).any(axis=-1)]
+    away = _sublattices(units)[:, :, None] - shifts
+    away -= np.round(away)
+    return bool((np.abs(away) <= tolerance).all(axis=-1).any(axis=-1).all(axis=-1).any())
+
+
+def _by_symbol(numbers: list[int]) -> list[int]:
+    """Atomic numbers in the order of their symbols."""
+    from pymatgen.core import Element
+
+    return sorted(numbers, key=lambda z: Element.from_Z(z).symbol)
+
+
+@lru_cache(maxsize=64)
+def _sublattices(units: int) -> np.ndarray:
+    """(M, 3, 3) bases, in fractions of a cell, of all lattices that divide it in 2 to ``units``.
+
+    Their inverses are the Hermite normal forms of the divisors of ``units``.
+    """
+    forms = [
+        [[a, b, c], [0, e, f], [0, 0, size // a // e]]
+        for size in range(2, units + 1)
+        if units % size == 0
+        for a in range(1, size + 1)
+        if size % a == 0
+        for e in range(1, size // a + 1)
+        if size // a % e == 0
+        for b, c, f in product(range(a), range(a), range(e))
+    ]
+    return np.linalg.inv(np.array(forms, dtype=float))
 
 
 class Candidates:
