@@ -20,6 +20,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +132,10 @@ def main() -> None:
         flush=True,
     )
     sizes = sorted(ours)
-    powers = [
-        np.log(ours[b] / ours[a]) / np.log(b / a) for a, b in zip(sizes, sizes[1:], strict=False)
-    ]
-    print("seconds grow as the number of crystals to the power", [round(p, 2) for p in powers])
+    powers = [np.log(ours[b] / ours[a]) / np.log(b / a) for a, b in pairwise(sizes)]
+    print(
+        "seconds grow as the number of crystals to the power", [round(float(p), 2) for p in powers]
+    )
 
     their_first, their_known, theirs = by_pymatgen(crystals[: options.count], reference, marks)
     differ = int((their_first != first[: options.count]).sum())

@@ -20,8 +20,10 @@ from nucleate.objectives.shaping import Linear
 from nucleate.properties.composition import Density
 from nucleate.properties.custom import CustomProperty
 from nucleate.recipe import Recipe
+from nucleate.screen.screen import Screen
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
+from made_up import MadeUpPotential
 from tiny import condition, tiny_policy
 
 HELD = condition(2, 62, 166, 221, max_atoms=16)
@@ -72,7 +74,8 @@ def make(run: RunDirectory, settings: Recipe) -> Loop:
     properties = {"e_above_hull": MadeUpEnergy(), "density": Density()}
     objective = Objective.from_settings(settings.objective, run.store(), properties=properties)
     known = FormulaIndex(np.zeros(0, dtype=np.uint64))
-    loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, HELD, known, run)
+    screen = Screen(settings.screen, objective.store, potential=MadeUpPotential(), training=known)
+    loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, screen, HELD, known, run)
     loop.restore()
     return loop
 

@@ -163,6 +163,8 @@ class Objective:
         failure_penalty: reward of a crystal without a value for some term; by default the lowest
             reward that a crystal with values can get.
         store: cache and record; one in memory by default.
+        crystals: what was done to the crystals of these digests before they are handed in, such
+            as a relaxation; part of the keys that values are stored under.
 
     Example:
         >>> objective = Objective([Term(Density(), Linear(type="linear", low=1, high=20))])
@@ -175,6 +177,7 @@ class Objective:
         combine: Combine = "mean",
         failure_penalty: float | None = None,
         store: ExperienceStore | None = None,
+        crystals: str = "",
     ) -> None:
         if not terms:
             raise RecipeError("An objective needs at least one term.")
@@ -190,6 +193,7 @@ class Objective:
                     "Rename one of them.",
                 )
         self.store = store if store is not None else ExperienceStore(":memory:")
+        self.crystals = crystals
         self.range = self._range()
         penalty = self.range[0] if failure_penalty is None else float(failure_penalty)
         if not math.isfinite(penalty):
@@ -207,6 +211,7 @@ class Objective:
         properties: Mapping[str, Property] | None = None,
         resources: Mapping[str, Any] | None = None,
         base: Path = Path(),
+        crystals: str = "",
     ) -> Self:
         """Build an objective from a recipe.
 
@@ -216,6 +221,7 @@ class Objective:
             properties: properties made already, by the name that the recipe uses.
             resources: what properties may ask for by parameter name, such as ``pool``.
             base: folder that ``path.py:function`` is relative to beside the working directory.
+            crystals: see :class:`Objective`.
 
         Raises:
             RecipeError: an unknown property or setting.
@@ -227,13 +233,17 @@ class Objective:
                     term.property, term.settings, resources=resources, base=base
                 )
         terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
-        return cls(terms, settings.combine, settings.failure_penalty, store)
+        return cls(terms, settings.combine, settings.failure_penalty, store, crystals)
 
     @property
     def costliest(self) -> Property:
         """The property whose evaluations are the budget."""
         order = list(CostClass)
         return max(self.properties.values(), key=lambda prop: order.index(prop.cost))
+
+    def key(self, prop: Property) -> str:
+        """What values of a property are stored under."""
+        return f"{prop.key}/{self.crystals}" if self.crystals else prop.key
 
     def evaluations_spent(self) -> int:
         """Evaluations of the costliest property so far."""
@@ -307,7 +317,7 @@ class Objective:
         step: int,
         given: Scores | None,
     ) -> _Work:
-        known = self.store.lookup(first, prop.key)
+        known = self.store.lookup(first, self.key(prop))
         running = self._running[prop.name]
         borrowed = {d: running[d] for d in first if d not in known and d in running}
         missing = [d for d in first if d not in known and d not in borrowed]
@@ -336,7 +346,12 @@ class Objective:
             try:
                 fresh = work.future.result() if work.future is not None else {}
                 work.spent = self.store.record(
-                    work.step, prop.key, fresh, name=prop.name, unit=prop.unit, reused=work.known
+                    work.step,
+                    self.key(prop),
+                    fresh,
+                    name=prop.name,
+                    unit=prop.unit,
+                    reused=work.known,
                 )
             finally:
                 for digest in [d for d, owner in running.items() if owner is work]:

@@ -30,7 +30,9 @@ import numpy as np
 from nucleate.errors import CheckpointError, NucleateError
 from nucleate.protocols import Status
 from nucleate.store.filesystem import is_network_path
+from nucleate.store.packing import pack_cell, unpack_cell
 from nucleate.store.values import compact_json, finite, number, numbers, sqlite_error
+from nucleate.structures.parsing import Cell
 
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 60.0
@@ -66,6 +68,13 @@ CREATE TABLE rewards (
     status TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, position)) WITHOUT ROWID;
 CREATE TABLE steps (step INTEGER PRIMARY KEY, metrics TEXT NOT NULL, timings TEXT NOT NULL);
 """
+
+
+_CELLS = """
+CREATE TABLE IF NOT EXISTS cells (
+    property INTEGER NOT NULL REFERENCES properties (id), digest TEXT NOT NULL,
+    cell BLOB NOT NULL, PRIMARY KEY (property, digest)) WITHOUT ROWID
+"""  # made when the first cell is kept: most runs relax nothing
 
 
 @dataclass(frozen=True)
@@ -234,6 +243,7 @@ class ExperienceStore:
         name: str,
         unit: str = "",
         reused: Iterable[str] = (),
+        cells: Mapping[str, Cell] | None = None,
     ) -> int:
         """Write a step's evaluations of one property, in one transaction.
 
@@ -245,6 +255,8 @@ class ExperienceStore:
             unit: its unit.
             reused: digests that the step asked for and found by :meth:`lookup`; those that no
                 step is charged for (left by a rollback) are charged to this one.
+            cells: what crystals became in the measurement, by digest, such as relaxed ones; kept
+                where ``evaluations`` is new.
 
         Returns:
             Number of evaluations charged to this step by this call.
@@ -279,7 +291,25 @@ class ExperienceStore:
                 "step IS NULL",
                 [(step, identity, digest) for digest in dict.fromkeys(reused)],
             )
-            return connection.total_changes - before
+            spent = connection.total_changes - before
+            if cells:
+                connection.execute(_CELLS)
+                connection.executemany(
+                    "INSERT OR IGNORE INTO cells VALUES (?, ?, ?)",
+                    [(identity, digest, pack_cell(cell)) for digest, cell in cells.items()],
+                )
+            return spent
+
+    def cells(self, key: str, digests: Iterable[str]) -> dict[str, Cell]:
+        """What crystals became in a measurement, by digest; absent where nothing was kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'cells'"):
+            return {}
+        rows = self._rows(
+            "SELECT digest, cell FROM cells JOIN properties ON id = property WHERE key = ? "
+            "AND digest IN (SELECT value FROM json_each(?))",
+            (key, json.dumps(list(digests))),
+        )
+        return {digest: unpack_cell(cell) for digest, cell in rows}
 
     def evaluations_spent(self, name: str, *, step: int | None = None) -> int:
         """Evaluations of a property charged to the run so far, or to one step.

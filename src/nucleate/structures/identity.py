@@ -150,17 +150,23 @@ class UniqueFilter:
         """Number of different crystals seen."""
         return sum(len(family.cells) for family in self._families.values())
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything needed to go on later with the same verdicts, as plain arrays."""
+    def state(self, seen: int | None = None) -> dict[str, np.ndarray]:
+        """Everything needed to go on later with the same verdicts, as plain arrays.
+
+        Args:
+            seen: the state after so many crystals; by default after all that were shown.
+        """
+        seen = self.n_seen if seen is None else seen
         kept = [
             (label, cell)
             for family in self._families.values()
             for label, cell in zip(family.labels, family.cells, strict=True)
+            if label < seen
         ]
         kept.sort(key=lambda item: item[0])
         packed = _pack([cell for _, cell in kept])
         packed["label"] = np.array([label for label, _ in kept], dtype=np.int64)
-        packed["n_seen"] = np.array(self.n_seen, dtype=np.int64)
+        packed["n_seen"] = np.array(seen, dtype=np.int64)
         return packed
 
     @classmethod
@@ -213,6 +219,20 @@ class ReferenceSet:
         self._cached = cached
         self.source = f"{len(self._keys):,} crystals"
         self._families: OrderedDict[int, _Family] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> ReferenceSet:
+        """Prepared data, what :meth:`save` wrote, or any files of crystals.
+
+        Raises:
+            InputError: there is no crystal.
+        """
+        from nucleate.structures.datasets import TokenDataset
+
+        path = Path(path)
+        if (path / "meta.json").is_file():
+            return cls.from_dataset(TokenDataset.open(path))
+        return cls.load(path) if path.suffix == ".npz" else cls.from_file(path)
 
     @classmethod
     def from_structures(
