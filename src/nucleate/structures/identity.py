@@ -173,7 +173,7 @@ class UniqueFilter:
     def restore(cls, state: Mapping[str, np.ndarray]) -> UniqueFilter:
         """The filter that :meth:`state` described."""
         result = cls()
-        result.n_seen = int(state["n_seen"])
+        result.n_seen = np.asarray(state["n_seen"]).item()  # a checkpoint gives it one dimension
         for label, cell in zip(state["label"].tolist(), _unpack(state), strict=True):
             family = result._families.setdefault(composition_key(cell[1]), _Family())
             family.append(cell, label)
