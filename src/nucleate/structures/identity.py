@@ -23,12 +23,14 @@ import numpy as np
 
 from nucleate.errors import InputError
 from nucleate.structures.matching import (
+    AsGiven,
     Candidates,
     ReducedCell,
     cell_digest,
     composition_key,
     reduce_cell,
     same_crystal,
+    surely_same,
 )
 from nucleate.structures.parsing import Cell, to_cell
 from nucleate.structures.writing import replacing
@@ -79,11 +81,13 @@ class _Family:
     _n_reduced: int = 0
     _candidates: Candidates = field(default_factory=Candidates)
     _candidate_labels: list[int] = field(default_factory=list)
+    _given: list[AsGiven] = field(default_factory=list)
 
     def append(self, cell: Cell, label: int) -> None:
         """One more representative."""
         self.cells.append(cell)
         self.labels.append(label)
+        self._given.append(AsGiven(cell))
 
     def match(self, cell: Cell) -> int:
         """Label of a representative that ``cell`` fits, -1 if it fits none."""
@@ -92,10 +96,15 @@ class _Family:
         digest = cell_digest(cell)
         if digest in self.digests:
             return self.digests[digest]
+        given = AsGiven(cell)
+        for known, label in zip(self._given, self.labels, strict=True):
+            if surely_same(known, given):
+                self.digests[digest] = label
+                return label
         for row in range(self._n_reduced, len(self.cells)):
-            known = _reduced(self.cells[row])
-            if known is not None:
-                self._candidates.append(known)
+            reduced = _reduced(self.cells[row])
+            if reduced is not None:
+                self._candidates.append(reduced)
                 self._candidate_labels.append(self.labels[row])
         self._n_reduced = len(self.cells)
         new = _reduced(cell, digest)

@@ -23,6 +23,7 @@ from math import gcd, pi
 
 import numpy as np
 
+from nucleate.structures.niggli import niggli
 from nucleate.structures.parsing import Cell, to_structure
 from nucleate.structures.validity import Limits, check_cell
 
@@ -143,14 +144,9 @@ def reduce_cell(cell: Cell) -> ReducedCell | None:
 
 def _niggli(cell: Cell) -> Cell:
     """What ``Structure.get_reduced_structure`` gives, without its objects for sites."""
-    from pymatgen.core import Lattice
-
-    lattice = Lattice(cell[0])
-    reduced = lattice.get_niggli_reduced_lattice()
-    if reduced == lattice:
-        return cell
-    frac = reduced.get_fractional_coords(lattice.get_cartesian_coords(cell[2]))
-    return np.array(reduced.matrix), cell[1], np.mod(frac, 1.0)
+    reduced = niggli(np.asarray(cell[0], dtype=float))
+    frac = cell[2] @ cell[0] @ np.linalg.inv(reduced)
+    return reduced, cell[1], frac - np.floor(frac)
 
 
 def _primitive(cell: Cell) -> Cell:
@@ -193,9 +189,15 @@ def _may_be_supercell(cell: Cell) -> bool:
 
 def _by_symbol(numbers: list[int]) -> list[int]:
     """Atomic numbers in the order of their symbols."""
+    return sorted(numbers, key=_symbols().__getitem__)
+
+
+@lru_cache(maxsize=1)
+def _symbols() -> list[str]:
+    """Symbols by atomic number."""
     from pymatgen.core import Element
 
-    return sorted(numbers, key=lambda z: Element.from_Z(z).symbol)
+    return ["", *(Element.from_Z(z).symbol for z in range(1, 119))]
 
 
 @lru_cache(maxsize=64)
@@ -252,6 +254,80 @@ class Candidates:
             unlike += ((self._minima[rows] - new.shape[1]) ** 2).sum(axis=1)
             rows = rows[np.argsort(unlike, kind="stable")]
         return rows
+
+
+class AsGiven:
+    """A crystal in the cell that it came in, for :func:`surely_same`.
+
+    Attributes:
+        cell: row vectors in Å, atomic numbers, fractional coordinates.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+
+    @cached_property
+    def primitive(self) -> bool:
+        """True only where pymatgen finds no smaller cell, whatever reduced basis it looks in.
+
+        A smaller cell needs a shift that takes each atom to within 0.5 Å along each edge of one of
+        its kind, hence to within 1.5 Å; and it is not found by rounding an n-th part of a lattice
+        vector to nothing if no lattice vector is as short as n times 0.25 Å.
+        """
+        matrix, numbers, frac = self.cell
+        groups = [frac[numbers == z] for z in np.unique(numbers)]
+        units = reduce(gcd, map(len, groups))
+        if units == 1:
+            return True
+        steep = np.linalg.norm(np.linalg.inv(matrix), axis=0)  # 1/Å, inverse spacings of planes
+        if not 1.0 / steep.max() > 1.1 * PRIMITIVE_TOL * units:
+            return False
+        smallest = min(map(len, groups))
+        reach = 6.0 * PRIMITIVE_TOL * (1.0 + 1e-6) * steep
+        for rarest in groups:  # pymatgen takes one of the smallest groups
+            if len(rarest) > smallest:
+                continue
+            shifts = (rarest - rarest[0])[1:]
+            for group in groups:
+                if not len(shifts):
+                    break
+                away = shifts[:, None, None] - (group[None, :] - group[:, None])
+                away -= np.round(away)
+                shifts = shifts[(np.abs(away) <= reach).all(-1).any(-1).all(-1)]
+            if len(shifts):
+                return False
+        return True
+
+
+MAX_ASPHERICITY = 1.06
+"""Ratio of a strain's largest to its smallest stretch, below which no angle changes by 5 degrees
+and no length by 20 %: the largest change of an angle is 2 (arctan(1.06) - 45 degrees) = 3.3."""
+
+
+def surely_same(stored: AsGiven, new: AsGiven) -> bool:
+    """True only where ``same_crystal`` of the reduced cells would be, found without reducing them.
+
+    Both crystals list the same elements in the same order in primitive cells, one a slight strain
+    of the other, with atoms that have hardly moved: then every basis of the one lattice is within
+    the tolerances of that of the other, and whatever partners the search pairs, the sum of their
+    squared distances is at most that of the atoms in the given order, so that no distance reaches
+    the tolerance on sites. Distances are allowed to be 1.5 times as large in the average cell.
+    """
+    (a, numbers, first), (b, others, second) = stored.cell, new.cell
+    if not np.array_equal(numbers, others):
+        return False
+    stretch = np.linalg.svd(np.linalg.solve(b, a), compute_uv=False)
+    if not stretch[0] < MAX_ASPHERICITY * stretch[2]:
+        return False
+    moved = second - first
+    moved -= moved[0]
+    moved -= np.round(moved)
+    scale = (len(numbers) / abs(np.linalg.det(b))) ** (1.0 / 3.0)
+    # from any origin on an atom, and then about the mean: four times the largest move
+    longest = float(np.sqrt(((moved @ b) ** 2).sum(axis=1).max())) * scale
+    if not 4.0 * 1.5 * longest * len(numbers) ** 0.5 < STOL:
+        return False
+    return stored.primitive and new.primitive
 
 
 def same_crystal(stored: ReducedCell, new: ReducedCell) -> bool:
