@@ -70,7 +70,7 @@ def test_what_is_surely_the_same_is_the_same():
     for trial in range(120):
         lattice, numbers, frac = random_cell(rng, int(rng.integers(1, 7)), (3, 8, 8))
         if trial % 3 == 0:  # nearly two primitive cells in one
-            shift = rng.normal(scale=0.02, size=frac.shape) + [0.5, 0, 0]
+            shift = rng.normal(scale=0.02, size=frac.shape) + np.array([0.5, 0, 0])
             lattice, numbers = lattice * [[2], [1], [1]], np.tile(numbers, 2)
             frac = np.concatenate([frac * [0.5, 1, 1], frac * [0.5, 1, 1] + shift])
         amount = rng.choice([0.0, 0.003, 0.01, 0.03])
