@@ -12,7 +12,7 @@ What the command line does is here, callable from Python::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
-from nucleate.errors import CheckpointError, MissingDependencyError, RecipeError
+from nucleate.errors import CheckpointError, InputError, MissingDependencyError, RecipeError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
@@ -34,6 +34,7 @@ from nucleate.objectives.objective import Objective
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.hull_card import SHIPPED as SHIPPED_HULLS
 from nucleate.physics.hull_card import locate
+from nucleate.physics.potentials import get_potential
 from nucleate.policies.checkpoint import (
     SHIPPED,
     WEIGHTS,
@@ -45,9 +46,12 @@ from nucleate.policies.checkpoint import (
 from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull
+from nucleate.protocols import Potential
 from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
+from nucleate.screen.screen import Screen
+from nucleate.screen.settings import TRAINING, NovelStage, StableStage, Stage
 from nucleate.store.cache import EvaluationCache
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
@@ -306,6 +310,7 @@ def _checked(recipe: Recipe) -> Recipe:
         if term.property == STABILITY and isinstance(hull, str):
             term = term.model_copy(update={"settings": term.settings | {"hull": _hull(hull)}})
         terms.append(term)
+    stages = [_with_paths(stage) for stage in recipe.screen.stages]
     hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)
     paths = {
         "checkpoint": _model(recipe.model.checkpoint),
@@ -316,6 +321,7 @@ def _checked(recipe: Recipe) -> Recipe:
             "model": recipe.model.model_copy(update=paths),
             "objective": recipe.objective.model_copy(update={"terms": tuple(terms)}),
             "evaluation": recipe.evaluation.model_copy(update={"hulls": hulls}),
+            "screen": recipe.screen.model_copy(update={"stages": tuple(stages)}),
         }
     )
     policy = load_policy(recipe.model.checkpoint)
@@ -324,6 +330,26 @@ def _checked(recipe: Recipe) -> Recipe:
     if recipe.model.prior is not None:
         load_policy(recipe.model.prior)
     return recipe
+
+
+def _with_paths(stage: Stage) -> Stage:
+    """A stage of the screen with the paths of hull and reference spelt out.
+
+    Raises:
+        InputError: there is no such hull or reference.
+    """
+    if isinstance(stage, StableStage):
+        return stage.model_copy(update={"hull": _hull(stage.hull)})
+    if isinstance(stage, NovelStage) and stage.reference != TRAINING:
+        path = Path(stage.reference).resolve()
+        if not path.exists():
+            raise InputError(
+                f"there is no reference {stage.reference} to be novel against",
+                fix="Name prepared data, a saved reference set or a file of crystals, or "
+                f"'{TRAINING}' for the formulas that the model was trained on.",
+            )
+        return stage.model_copy(update={"reference": str(path)})
+    return stage
 
 
 def _model(name: str) -> str:
@@ -363,26 +389,39 @@ def _tune(
     ):
         # threads beyond the cores that the workers leave only wait for one another
         torch.set_num_threads(max(1, available_cores() - potential.pool.n_workers))
+        screen = Screen(
+            recipe.screen,
+            store,
+            potential=_screening(recipe.screen.potential, potential),
+            training=known,
+        )
         objective = Objective.from_settings(
             recipe.objective,
             store,
             cache,
             resources={"potential": potential, "pool": potential.pool},
+            crystals=screen.handed_on,
         )
-        _check_properties(run, objective)
-        _check_limits(recipe, objective)
-        judges = _judges(recipe, objective, potential)
-        loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=on_step)
+        keys = {name: p.key for name, p in objective.properties.items()} | {
+            f"screen: {name}": key for name, key in screen.keys.items()
+        }
+        _check_properties(run, keys)
+        _check_limits(recipe, objective, screen)
+        judges = _judges(recipe, objective, screen, potential)
+        loop = Loop(
+            recipe, policy, prior, objective, screen, condition, known, run, on_step=on_step
+        )
         done = loop.restore()
         run.update_manifest(
             prior=prior.metadata["weights_sha256"],
-            properties={name: p.key for name, p in objective.properties.items()},
+            properties=keys,
             stability=judges[0].description,
         )
         say(f"tuning from step {done}" if done else "tuning")
         reason = loop.run()
         loop.algorithm.use_average()
         objective.close()
+        screen.close()
         say(f"tuning ended: {reason}")
         run.update_manifest(ended=reason, spent=[asdict(entry) for entry in store.spending()])
         tuned = {
@@ -406,47 +445,61 @@ def _cache(recipe: Recipe, run: RunDirectory) -> AbstractContextManager[Evaluati
     return nullcontext() if name is None else run.cache(name)
 
 
-def _check_properties(run: RunDirectory, objective: Objective) -> None:
+def _screening(spec: str | dict[str, Any], potential: PooledPotential) -> Potential:
+    """The screen's potential on the workers; one of another interpreter has its own."""
+    if spec == potential.name:
+        return potential
+    if isinstance(spec, dict) and spec.get("python") is not None:
+        return get_potential(spec)
+    return PooledPotential(spec, potential.pool)
+
+
+def _check_properties(run: RunDirectory, keys: Mapping[str, str]) -> None:
     """Refuse to go on with properties other than those that the run began with.
 
     Raises:
         CheckpointError: a hull, a potential or a function has changed since.
     """
     before = run.manifest().get("properties", {})
-    for name, prop in objective.properties.items():
-        if before.get(name, prop.key) != prop.key:
+    for name, key in keys.items():
+        if before.get(name, key) != key:
             raise CheckpointError(
                 f"the property {name!r} is not the one this run started with",
-                f"it was {before[name]}, and is {prop.key}",
+                f"it was {before[name]}, and is {key}",
                 "restore the hull, potential or function that it was, or start a new run",
             )
 
 
-def _check_limits(recipe: Recipe, objective: Objective) -> None:
+def _check_limits(recipe: Recipe, objective: Objective, screen: Screen) -> None:
     """Refuse a limit that nothing can reach.
 
     Raises:
-        RecipeError: no property of the objective has that name or cost class.
+        RecipeError: no property of the objective, and no stage of the screen, has that name or
+            cost class.
     """
-    known = {label for p in objective.properties.values() for label in (p.name, str(p.cost))}
+    asked = [(p.name, p.cost) for p in objective.properties.values()]
+    known = {str(label) for entry in [*asked, *screen.costs] for label in entry}
     for name in recipe.budget.limits:
         if name not in known:
             raise RecipeError(
-                f"budget.limits: no property of the objective is called {name!r} or of that class",
+                f"budget.limits: nothing that is evaluated is called {name!r} or of that class",
                 f"there are {', '.join(sorted(known))}",
                 "start again with another limit",
             )
 
 
 def _judges(
-    recipe: Recipe, objective: Objective, potential: PooledPotential
+    recipe: Recipe, objective: Objective, screen: Screen, potential: PooledPotential
 ) -> list[EnergyAboveHull]:
     """What judges the models: the objective's potential and hull first, then further hulls.
+
+    Where the objective has none, they are those of the screen, then the default ones.
 
     Whether it relaxes is a setting of its own.
     """
     settings = recipe.evaluation
-    asked = next((p for p in objective.properties.values() if isinstance(p, EnergyAboveHull)), None)
+    measured = [*objective.properties.values(), screen.judge]
+    asked = next((p for p in measured if isinstance(p, EnergyAboveHull)), None)
     hulls: list[Hull | str] = [asked.hull if asked else DEFAULT_HULL, *settings.hulls]
     judges = [
         EnergyAboveHull(

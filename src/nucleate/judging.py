@@ -38,7 +38,6 @@ from nucleate.properties.stability import EnergyAboveHull
 from nucleate.recipe import ConditionSettings, Recipe
 from nucleate.scoring import read_all
 from nucleate.store.cache import EvaluationCache
-from nucleate.structures.datasets import TokenDataset
 from nucleate.structures.identity import ReferenceSet
 from nucleate.structures.matching import cell_digest
 from nucleate.structures.parsing import to_cell
@@ -210,9 +209,4 @@ def _reference(path: str | Path | None, model: str | Path | None) -> KnownCrysta
         if not (folder / FORMULAS).is_file():
             return None
         return training_formulas(load_policy(folder), folder)
-    path = Path(path)
-    if (path / "meta.json").is_file():
-        return ReferenceSet.from_dataset(TokenDataset.open(path))
-    if path.suffix == ".npz":
-        return ReferenceSet.load(path)
-    return ReferenceSet.from_file(path)
+    return ReferenceSet.open(path)

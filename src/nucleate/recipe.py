@@ -20,6 +20,7 @@ from nucleate.errors import InputError, RecipeError, did_you_mean
 from nucleate.objectives.settings import ObjectiveSettings, TermSettings
 from nucleate.objectives.shaping import Clip
 from nucleate.protocols import CostClass
+from nucleate.screen.settings import ScreenSettings, StableStage
 from nucleate.structures.elements import RADIOACTIVE, allowed_elements
 
 STABILITY = "e_above_hull"
@@ -339,6 +340,9 @@ class Recipe(Settings):
     )
     model: ModelSettings = option(ModelSettings, description="where the policy starts")
     condition: ConditionSettings = option(ConditionSettings, description="what sampling is held to")
+    screen: ScreenSettings = option(
+        ScreenSettings, description="what a crystal passes before it is scored"
+    )
     objective: ObjectiveSettings = option(_default_objective, description="what is wanted")
     algorithm: PPOSettings = option(PPOSettings, description="how the policy learns")
     budget: BudgetSettings = option(_default_budget, description="when to stop")
@@ -456,7 +460,8 @@ def describe(
             value = field.get_default(call_default_factory=True)
             if section is not None:
                 value = getattr(section, name)
-            default = json.dumps(list(value) if isinstance(value, tuple) else value)
+            value = list(value) if isinstance(value, tuple) else value
+            default = json.dumps(value, default=lambda entry: entry.type)  # an entry by its kind
         yield Key(f"{prefix}{name}", default, text)
 
 
@@ -490,10 +495,12 @@ def check_bonus(recipe: Recipe) -> None:
     """
     bonus = recipe.algorithm.novelty_bonus
     named = [{term.property, term.settings.get("name")} for term in recipe.objective.terms]
-    if bonus and not any(STABILITY in names for names in named):
+    screened = recipe.screen.stage(StableStage) is not None
+    if bonus and not screened and not any(STABILITY in names for names in named):
         raise RecipeError(
             f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
-            f"It is for stable crystals, and the objective has no term {STABILITY}.",
+            f"It is for stable crystals, and the objective has no term {STABILITY} and the screen "
+            "no stage stable.",
             f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
         )
 
@@ -504,7 +511,7 @@ def check_limits(recipe: Recipe) -> None:
     Raises:
         RecipeError: a limit on something else.
     """
-    known = {cost.value for cost in CostClass}
+    known = {cost.value for cost in CostClass} | {stage.type for stage in recipe.screen.stages}
     for term in recipe.objective.terms:
         function = term.property.rpartition(":")[2]
         known |= {term.property, str(term.settings.get("name", function))}

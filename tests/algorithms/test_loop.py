@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from made_up import MadeUpPotential
 from nucleate.algorithms.loop import Loop
+from nucleate.algorithms.ppo import PPO
 from nucleate.execution.meter import current_meter
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Linear
@@ -22,6 +24,7 @@ from nucleate.properties.composition import Density
 from nucleate.properties.custom import CustomProperty
 from nucleate.protocols import CostClass
 from nucleate.recipe import Recipe
+from nucleate.screen.screen import Screen
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
 from tiny import condition, tiny_policy
@@ -74,7 +77,8 @@ def make(run: RunDirectory, settings: Recipe) -> Loop:
     properties = {"e_above_hull": MadeUpEnergy(), "density": Density()}
     objective = Objective.from_settings(settings.objective, run.store(), properties=properties)
     known = FormulaIndex(np.zeros(0, dtype=np.uint64))
-    loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, HELD, known, run)
+    screen = Screen(settings.screen, objective.store, potential=MadeUpPotential(), training=known)
+    loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, screen, HELD, known, run)
     loop.restore()
     return loop
 
@@ -255,6 +259,37 @@ def test_killed_and_resumed_equals_uninterrupted(whole, killed, name):
     for part in one[3]:
         assert equal(one[3][part], two[3][part]), part
     assert one[4] == two[4]
+
+
+def test_a_screened_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    stages = ["valid", "unique", "relaxed", {"type": "stable", "below": 2.0}, "novel"]
+    settings = recipe(screen={"stages": stages})
+    _, reason = run_here(tmp_path / "whole", settings)
+    assert reason == f"{STEPS} steps done"
+    original, calls = PPO.update, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(PPO, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tmp_path / "stopped", settings)
+    run_here(tmp_path / "stopped", settings)
+    one, two = contents(tmp_path / "whole"), contents(tmp_path / "stopped")
+    assert two[0] == one[0] and two[1] == one[1]
+    assert equal(one[3], two[3])
+    with RunDirectory.open(tmp_path / "whole", read_only=True) as run, run.store() as store:
+        table = store.crystals("relaxed", "stable", "e_above_hull")
+    passed = [status == "ok" for status in table["status"]]
+    assert 0 < sum(passed) < len(passed)
+    assert (table["stable"][passed] < 2.0).all() and np.isfinite(table["relaxed"][passed]).all()
+    assert np.isnan(table["e_above_hull"][~np.array(passed)]).all()  # not handed on
+    names = ["sampled", "decodable", "valid", "unique", "relaxed", "stable", "novel", "scored"]
+    for row in one[2]:  # the log keeps the order
+        assert list(row["funnel"]) == [*names, "new"]
 
 
 def test_a_run_learns_and_records_all_it_did(whole):

@@ -11,11 +11,13 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from nucleate.structures.io import iter_raw
 from nucleate.structures.matching import (
+    AsGiven,
     Candidates,
     cell_digest,
     composition_key,
     reduce_cell,
     same_crystal,
+    surely_same,
 )
 from nucleate.structures.parsing import parse_cell, to_structure
 
@@ -59,6 +61,26 @@ def test_disturbed_copies(seed, amount, n_atoms):
     assert ours == theirs
     if amount == 0.0:
         assert ours
+
+
+def test_what_is_surely_the_same_is_the_same():
+    """Slightly strained copies in the same order, of primitive cells and of supercells."""
+    rng = np.random.default_rng(1)
+    matcher, sure = StructureMatcher(), 0
+    for trial in range(120):
+        lattice, numbers, frac = random_cell(rng, int(rng.integers(1, 7)), (3, 8, 8))
+        if trial % 3 == 0:  # nearly two primitive cells in one
+            shift = rng.normal(scale=0.02, size=frac.shape) + np.array([0.5, 0, 0])
+            lattice, numbers = lattice * [[2], [1], [1]], np.tile(numbers, 2)
+            frac = np.concatenate([frac * [0.5, 1, 1], frac * [0.5, 1, 1] + shift])
+        amount = rng.choice([0.0, 0.003, 0.01, 0.03])
+        strain = np.eye(3) + rng.normal(scale=amount, size=(3, 3))
+        moved = frac + rng.normal(scale=amount, size=frac.shape) + rng.uniform(size=3)
+        one, two = (lattice, numbers, frac), (lattice @ strain * 1.1, numbers, moved)
+        if surely_same(AsGiven(one), AsGiven(two)):
+            sure += 1
+            assert matcher.fit(to_structure(one), to_structure(two))
+    assert 20 < sure < 100
 
 
 def test_supercell_and_other_setting_are_the_same_crystal():

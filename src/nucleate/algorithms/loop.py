@@ -16,6 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +29,14 @@ from nucleate.objectives.objective import Objective, ObjectiveResult, PendingSco
 from nucleate.policies.condition import Condition
 from nucleate.policies.tokens import Tokens
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.protocols import Rollout, Status
+from nucleate.protocols import Rollout
 from nucleate.recipe import STABILITY, Recipe
+from nucleate.screen.screen import Screen, Screened
+from nucleate.screen.settings import StableStage
 from nucleate.store.experience import Reward, SampledCrystal, tally
 from nucleate.store.packing import pack_batch
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex, batch_keys
-from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 DRAWS = ("discrete",)  # of a rollout's trace, beside tokens and condition
@@ -44,13 +46,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Submitted:
-    """A batch on its way through scoring."""
+    """A batch on its way through screen and scoring; ``pending`` once the screen is passed."""
 
     rollout: Rollout
     digests: list[str]
-    decodable: int
-    pending: PendingScores
+    step: int
+    screening: Future[Screened]
     seconds_sampling: float
+    pending: PendingScores | None = None
 
 
 class Loop:
@@ -61,6 +64,7 @@ class Loop:
         policy: updated in place.
         prior: what the KL divergence is measured to.
         objective: scores crystals; writes to the run's store.
+        screen: what crystals pass before they are scored.
         condition: what sampling is held to.
         known: formulas of the training set, for the novelty bonus and the ``new`` count.
         run: where everything is written.
@@ -73,6 +77,7 @@ class Loop:
         policy: WyckoffPolicy,
         prior: WyckoffPolicy,
         objective: Objective,
+        screen: Screen,
         condition: Condition,
         known: FormulaIndex,
         run: RunDirectory,
@@ -80,6 +85,7 @@ class Loop:
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.recipe, self.objective, self.condition = recipe, objective, condition
+        self.screen = screen
         self.policy, self.run_directory, self.on_step = policy, run, on_step
         settings = recipe.algorithm
         self.algorithm = PPO(policy, prior, settings)
@@ -140,7 +146,8 @@ class Loop:
         spending = self.store.spending()
         for name, limit in budget.limits.items():
             done = sum(e.evaluations for e in spending if name in (e.name, e.cost))
-            counted = [p for p in self.objective.properties.values() if name in (p.name, p.cost)]
+            asked = [(p.name, p.cost) for p in self.objective.properties.values()]
+            counted = [entry for entry in [*asked, *self.screen.costs] if name in entry]
             if done + in_flight * len(counted) >= limit:
                 return f"{done} evaluations of {name} spent"
         if budget.core_hours is not None:
@@ -155,22 +162,32 @@ class Loop:
         return self._submit(rollout, step, time.monotonic() - started)
 
     def _submit(self, rollout: Rollout, step: int, seconds: float) -> _Submitted:
-        """Screen a batch and hand what is a crystal to the objective."""
+        """Hand a batch to the screen, and on to the objective if no potential is waited for."""
         structures, reasons = decode(rollout.batch)
-        decodable = sum(structure is not None for structure in structures)
-        invalid = check_all(structures)
-        screened = [
-            None if why else structure for structure, why in zip(structures, invalid, strict=True)
-        ]
-        reasons = [first or second for first, second in zip(reasons, invalid, strict=True)]
         digests = [rollout.batch.digest(i) for i in range(len(rollout))]
-        pending = self.objective.submit(screened, digests, step=step, reasons=reasons)
-        return _Submitted(rollout, digests, decodable, pending, seconds)
+        screening = self.screen.submit(structures, reasons, digests, step)
+        submitted = _Submitted(rollout, digests, step, screening, seconds)
+        if not self.screen.costly:
+            self._hand_on(submitted)
+        return submitted
+
+    def _hand_on(self, submitted: _Submitted) -> PendingScores:
+        """Hand what passed the screen to the objective, once; waits for the screen."""
+        if submitted.pending is None:
+            screened = submitted.screening.result()
+            submitted.pending = self.objective.submit(
+                screened.structures,
+                submitted.digests,
+                step=submitted.step,
+                reasons=screened.reasons,
+            )
+        return submitted.pending
 
     def _finish(self, current: _Submitted) -> str:
         """Await scores, update, record; returns why the guard stops the run, or nothing."""
         waiting = time.monotonic()
-        result = current.pending.result()
+        result = self._hand_on(current).result()
+        screened = current.screening.result()
         batch = current.rollout.batch
         stable, new, bonus = self._stable(result), None, np.zeros(len(batch))
         if stable is not None:
@@ -221,7 +238,10 @@ class Loop:
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
         if not result.ok.any():
-            return f"no crystal of step {self.step} could be scored: {next(iter(result.counts))}"
+            why = next(iter(result.counts))
+            if screened.left or not screened.passed["valid"]:
+                return f"no crystal of step {self.step} could be scored: {why}"
+            logger.warning("no crystal of step %d passed the screen: %s", self.step, why)
         return self._judge(self.guard(measured))
 
     def _judge(self, collapsed: str) -> str:
@@ -238,7 +258,9 @@ class Loop:
         return ""
 
     def _stable(self, result: ObjectiveResult) -> np.ndarray | None:
-        """(B,) bool: scored, and stable; None where the objective does not measure stability."""
+        """(B,) bool: scored, and stable; None where neither screen nor objective says which are."""
+        if self.recipe.screen.stage(StableStage) is not None:
+            return result.ok
         scores = result.scores.get(STABILITY)
         if scores is None:
             return None
@@ -255,21 +277,16 @@ class Loop:
     ) -> dict[str, Any]:
         """Numbers of a step; NaN, null in log and store, for what is not measured."""
         size = len(reward)
-        valid = size - sum(status is Status.INVALID for status in result.status)
+        screened = current.screening.result()
         metrics: dict[str, Any] = {
             "evaluations": self.objective.evaluations_spent(),
             "reward_mean": float(reward.mean()),
             "objective_mean": float(result.reward.mean()),
-            "valid_fraction": valid / size,
+            "valid_fraction": screened.passed["valid"] / size,
             "scored_fraction": float(result.ok.mean()),
             "stable_fraction": float("nan") if stable is None else float(stable.mean()),
             "new_fraction": float("nan") if new is None else float(new.mean()),
-            "funnel": {
-                "sampled": size,
-                "decodable": current.decodable,
-                "valid": valid,
-                "scored": int(result.ok.sum()),
-            },
+            "funnel": {"sampled": size, **screened.passed, "scored": int(result.ok.sum())},
             "failures": {k: v for k, v in result.counts.items() if k != "ok"},
             "elements": dict(
                 Counter(
@@ -278,7 +295,10 @@ class Loop:
             ),
         }
         if stable is not None and new is not None:
-            metrics["funnel"] |= {"stable": int(stable.sum()), "new": int(new.sum())}
+            metrics["funnel"].setdefault("stable", int(stable.sum()))
+            metrics["funnel"]["new"] = int(new.sum())
+        if np.isfinite(screened.rmsd).any():
+            metrics["median_rmsd"] = float(np.nanmedian(screened.rmsd))
         for name, scores in result.scores.items():
             values = scores.value[scores.ok]
             metrics[f"median_{name}"] = float(np.median(values)) if len(values) else None
@@ -297,6 +317,7 @@ class Loop:
             "guard": self.guard.state_dict(),
             "generator": self.generator.get_state(),
             "next": None if self._next is None else _pack_rollout(self._next.rollout),
+            "screen": self.screen.state_dict(self.step * self.recipe.budget.batch_size),
         }
         self.run_directory.checkpoint(self.step - 1, state)
 
@@ -318,6 +339,7 @@ class Loop:
             self.bonus.load_state_dict(state["bonus"])
             self.guard.load_state_dict(state["guard"])
             self.generator.set_state(state["generator"])
+            self.screen.load_state_dict(state.get("screen", {}))
             self._resumed_tokens = state["next"]
         return self.step
 

@@ -64,6 +64,7 @@ def evaluate(
     digests: Sequence[str],
     structures: Sequence[Structure],
     cache: EvaluationCache | None = None,
+    key: str | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluations by digest: what the cache knows, and what is computed now and kept there.
 
@@ -78,6 +79,7 @@ def evaluate(
         structures: B crystals.
         cache: of the project; None to compute all. It is not asked for properties of the class
             ``composition``, which are computed faster than they are looked up.
+        key: what the cache keeps the values under; that of the property by default.
 
     Raises:
         NucleateError: the property can't be evaluated at all, or raised on each of many crystals.
@@ -85,6 +87,7 @@ def evaluate(
     """
     if prop.cost is CostClass.COMPOSITION:
         cache = None
+    key = prop.key if key is None else key
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
     size = _PART.get(prop.cost, len(digests)) or 1
@@ -94,12 +97,12 @@ def evaluate(
         asked = dict(
             zip(digests[start : start + size], structures[start : start + size], strict=True)
         )
-        known = {} if cache is None else cache.lookup(asked, prop.key)
+        known = {} if cache is None else cache.lookup(asked, key)
         found |= known
         missing = {digest: s for digest, s in asked.items() if digest not in known}
         for part in _computed(prop, missing, errors) if missing else ():
             if cache is not None:
-                cache.keep(prop.key, part)
+                cache.keep(key, part)
             found |= part
     if len(errors) == len(digests) >= _HOPELESS:
         raise NucleateError(

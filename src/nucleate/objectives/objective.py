@@ -166,6 +166,8 @@ class Objective:
             reward that a crystal with values can get.
         store: record of the run; one in memory by default.
         cache: what other runs have computed; none by default.
+        crystals: what was done to the crystals of these digests before they are handed in, such
+            as a relaxation; part of the keys that values are stored under.
 
     Example:
         >>> objective = Objective([Term(Density(), Linear(type="linear", low=1, high=20))])
@@ -179,6 +181,7 @@ class Objective:
         failure_penalty: float | None = None,
         store: ExperienceStore | None = None,
         cache: EvaluationCache | None = None,
+        crystals: str = "",
     ) -> None:
         if not terms:
             raise RecipeError("An objective needs at least one term.")
@@ -195,6 +198,7 @@ class Objective:
                 )
         self.store = store if store is not None else ExperienceStore(":memory:")
         self.cache = cache
+        self.crystals = crystals
         self.range = self._range()
         penalty = self.range[0] if failure_penalty is None else float(failure_penalty)
         if not math.isfinite(penalty):
@@ -213,6 +217,7 @@ class Objective:
         properties: Mapping[str, Property] | None = None,
         resources: Mapping[str, Any] | None = None,
         base: Path = Path(),
+        crystals: str = "",
     ) -> Self:
         """Build an objective from a recipe.
 
@@ -223,6 +228,7 @@ class Objective:
             properties: properties made already, by the name that the recipe uses.
             resources: what properties may ask for by parameter name, such as ``pool``.
             base: folder that ``path.py:function`` is relative to beside the working directory.
+            crystals: see :class:`Objective`.
 
         Raises:
             RecipeError: an unknown property or setting.
@@ -234,13 +240,17 @@ class Objective:
                     term.property, term.settings, resources=resources, base=base
                 )
         terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
-        return cls(terms, settings.combine, settings.failure_penalty, store, cache)
+        return cls(terms, settings.combine, settings.failure_penalty, store, cache, crystals)
 
     @property
     def costliest(self) -> Property:
         """The property whose evaluations are the budget."""
         order = list(CostClass)
         return max(self.properties.values(), key=lambda prop: order.index(prop.cost))
+
+    def key(self, prop: Property) -> str:
+        """What values of a property are stored under."""
+        return f"{prop.key}/{self.crystals}" if self.crystals else prop.key
 
     def evaluations_spent(self) -> int:
         """Evaluations of the costliest property so far."""
@@ -314,7 +324,7 @@ class Objective:
         step: int,
         given: Scores | None,
     ) -> _Work:
-        known = self.store.lookup(first, prop.key)
+        known = self.store.lookup(first, self.key(prop))
         running = self._running[prop.name]
         borrowed = {d: running[d] for d in first if d not in known and d in running}
         missing = [d for d in first if d not in known and d not in borrowed]
@@ -329,7 +339,9 @@ class Objective:
             chosen = [s for d in missing if (s := structures[first[d]]) is not None]
             if prop.name not in self._threads:
                 self._threads[prop.name] = ThreadPoolExecutor(1, f"nucleate-{prop.name}")
-            future = self._threads[prop.name].submit(evaluate, prop, missing, chosen, self.cache)
+            future = self._threads[prop.name].submit(
+                evaluate, prop, missing, chosen, self.cache, self.key(prop)
+            )
         work = _Work(prop, known, borrowed, future, list(first), step)
         running.update(dict.fromkeys(missing, work))
         return work
@@ -344,7 +356,7 @@ class Objective:
                 fresh = work.future.result() if work.future is not None else {}
                 work.spent = self.store.record(
                     work.step,
-                    prop.key,
+                    self.key(prop),
                     fresh,
                     name=prop.name,
                     unit=prop.unit,

@@ -249,19 +249,24 @@ def interval_chart(
     return svg(width, height, title, body)
 
 
-def funnel_chart(stages: Sequence[str], sides: Sequence[tuple[str, Mapping[str, int]]]) -> str:
+def funnel_chart(
+    stages: Sequence[str],
+    sides: Sequence[tuple[str, Mapping[str, int]]],
+    title: str = "Funnel: crystals left after each stage",
+) -> str:
     """Crystals left after each stage, a pair of bars a stage.
 
     Args:
         stages: in order.
         sides: name and counts by stage of each set; the first takes the role of the base.
+        title: above the chart.
     """
     width, bar = 560.0, 15.0
     row_height = bar * len(sides) + 12
     height = 44 + row_height * len(stages) + 6
     totals = [max(counts.get(stages[0], 0), 1) for _, counts in sides]
     left, room = 96.0, width - 96 - 118
-    body = [text(0, 14, "Funnel: crystals left after each stage", "title")]
+    body = [text(0, 14, title, "title")]
     for i, stage in enumerate(stages):
         top = 46 + row_height * i
         body.append(text(left - 12, top + row_height / 2 - 2, stage, "row", "end"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -190,12 +191,36 @@ def energies(data: ReportData) -> str:
         for name in ("base", "tuned")
         if data.comparison.get(name)
     ]
-    last = data.metrics[-1].get("funnel") if data.metrics else None
-    if not sides and isinstance(last, Mapping):
-        sides = [("last step", {str(k): int(v) for k, v in last.items()})]
     stages = [s for s in FUNNEL if any(s in counts for _, counts in sides)]
     funnel = f"<figure>{figures.funnel_chart(stages, sides)}</figure>" if stages else ""
-    return f'<div class="two"><figure>{chart}</figure>{funnel}</div>{_failures(data)}'
+    judged = f'<div class="two"><figure>{chart}</figure>{funnel}</div>{_failures(data)}'
+    return judged + _screening(data)
+
+
+def _screening(data: ReportData) -> str:
+    """What the screen left of the crystals of all steps, and the reasons why others were lost."""
+    rows = [row for row in data.metrics if isinstance(row.get("funnel"), Mapping)]
+    if not rows:
+        return ""
+    left: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    for row in rows:
+        left.update({str(k): int(v) for k, v in row["funnel"].items()})
+        lost.update({str(k): int(v) for k, v in (row.get("failures") or {}).items()})
+    chart = figures.funnel_chart(
+        list(rows[-1]["funnel"]),
+        [(f"{len(rows)} steps", left)],
+        "Tuning: crystals left after each stage of the screen",
+    )
+    reasons = "".join(
+        f"<tr><td>{escape(reason)}</td><td class='n'>{count:,}</td></tr>"
+        for reason, count in lost.most_common(20)
+    )
+    table = (
+        "<table><caption>Why crystals were lost in tuning</caption><thead><tr><th>reason</th>"
+        f"<th class='n'>crystals</th></tr></thead><tbody>{reasons}</tbody></table>"
+    )
+    return f'<div class="two"><figure>{chart}</figure><div>{table if lost else ""}</div></div>'
 
 
 def _failures(data: ReportData) -> str:

@@ -27,7 +27,9 @@ import numpy as np
 
 from nucleate.protocols import Status
 from nucleate.store.database import Database
+from nucleate.store.packing import pack_cell, unpack_cell
 from nucleate.store.values import compact_json, finite, number, numbers
+from nucleate.structures.parsing import Cell
 
 _COLUMNS: Mapping[str, type] = {
     "step": np.int64,
@@ -69,6 +71,13 @@ CREATE TABLE rewards (
     status TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, position)) WITHOUT ROWID;
 CREATE TABLE steps (step INTEGER PRIMARY KEY, metrics TEXT NOT NULL, timings TEXT NOT NULL);
 """
+
+
+_CELLS = """
+CREATE TABLE IF NOT EXISTS cells (
+    property INTEGER NOT NULL REFERENCES properties (id), digest TEXT NOT NULL,
+    cell BLOB NOT NULL, PRIMARY KEY (property, digest)) WITHOUT ROWID
+"""  # made when the first cell is kept: most runs relax nothing
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,7 @@ class ExperienceStore(Database):
         unit: str = "",
         cost: str = "",
         reused: Iterable[str] = (),
+        cells: Mapping[str, Cell] | None = None,
     ) -> int:
         """Write a step's evaluations of one property, in one transaction.
 
@@ -200,6 +210,8 @@ class ExperienceStore(Database):
             cost: its cost class.
             reused: digests that the step asked for and found by :meth:`lookup`; those that no
                 step is charged for (left by a rollback) are charged to this one.
+            cells: what crystals became in the measurement, by digest, such as relaxed ones; kept
+                where ``evaluations`` is new.
 
         Returns:
             Number of evaluations charged to this step by this call.
@@ -237,7 +249,25 @@ class ExperienceStore(Database):
                 "step IS NULL",
                 [(step, identity, digest) for digest in dict.fromkeys(reused)],
             )
-            return connection.total_changes - before
+            spent = connection.total_changes - before
+            if cells:
+                connection.execute(_CELLS)
+                connection.executemany(
+                    "INSERT OR IGNORE INTO cells VALUES (?, ?, ?)",
+                    [(identity, digest, pack_cell(cell)) for digest, cell in cells.items()],
+                )
+            return spent
+
+    def cells(self, key: str, digests: Iterable[str]) -> dict[str, Cell]:
+        """What crystals became in a measurement, by digest; absent where nothing was kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'cells'"):
+            return {}
+        rows = self._rows(
+            "SELECT digest, cell FROM cells JOIN properties ON id = property WHERE key = ? "
+            "AND digest IN (SELECT value FROM json_each(?))",
+            (key, json.dumps(list(digests))),
+        )
+        return {digest: unpack_cell(cell) for digest, cell in rows}
 
     def evaluations_spent(self, name: str, *, step: int | None = None) -> int:
         """Evaluations of a property charged to the run so far, or to one step.

@@ -1,8 +1,11 @@
-"""Tokens of one crystal as compact bytes: fixed little-endian numbers, no code.
+"""Tokens of one crystal, and cells, as compact bytes: fixed little-endian numbers, no code.
 
 Layout: version (uint8), number of sites n (uint8), space group (int16), Wyckoff letters (n int8),
 atomic numbers (n uint8), fractional coordinates (3n float32), lattice (6 float32): 28 + 14 n
 bytes.
+
+A cell of n atoms, such as a relaxed one, is its lattice (9 float64, row vectors in Å), fractional
+coordinates (3n float64) and atomic numbers (n uint8): 72 + 25 n bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nucleate.errors import CheckpointError
+from nucleate.structures.parsing import Cell
 from nucleate.structures.wyckoff import WyckoffBatch
 
 _VERSION = 1
@@ -67,3 +71,27 @@ def unpack_batch(packed: Sequence[bytes]) -> WyckoffBatch:
         frac_coords=frac_coords,
         lattice=lattice,
     )
+
+
+def pack_cell(cell: Cell) -> bytes:
+    """Bytes of a cell, exact to the last digit."""
+    lattice, numbers, frac_coords = cell
+    return (
+        np.asarray(lattice, "<f8").tobytes()
+        + np.asarray(frac_coords, "<f8").tobytes()
+        + np.asarray(numbers, "u1").tobytes()
+    )
+
+
+def unpack_cell(data: bytes) -> Cell:
+    """The arrays again.
+
+    Raises:
+        CheckpointError: bytes of no such length.
+    """
+    n, rest = divmod(len(data) - 72, 25)
+    if rest or n < 1:
+        raise CheckpointError(f"A stored cell can't be read: it has {len(data)} bytes.")
+    numbers = np.frombuffer(data, "u1", n, 72 + 24 * n).astype(np.int64)
+    frac_coords = np.frombuffer(data, "<f8", 3 * n, 72).reshape(n, 3).copy()
+    return np.frombuffer(data, "<f8", 9).reshape(3, 3).copy(), numbers, frac_coords

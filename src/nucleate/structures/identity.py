@@ -23,11 +23,14 @@ import numpy as np
 
 from nucleate.errors import InputError
 from nucleate.structures.matching import (
+    AsGiven,
     Candidates,
+    ReducedCell,
     cell_digest,
     composition_key,
     reduce_cell,
     same_crystal,
+    surely_same,
 )
 from nucleate.structures.parsing import Cell, to_cell
 from nucleate.structures.writing import replacing
@@ -54,6 +57,20 @@ def _cells(structures: Iterable[Structure | Cell | None]) -> list[Cell | None]:
     return cells
 
 
+_recent: OrderedDict[bytes, ReducedCell | None] = OrderedDict()
+RECENT = 20_000  # reduced cells kept, so that a crystal is reduced once for unique and novel
+
+
+def _reduced(cell: Cell, digest: bytes | None = None) -> ReducedCell | None:
+    """:func:`~nucleate.structures.matching.reduce_cell`, remembered for the last crystals."""
+    digest = digest or cell_digest(cell)
+    if digest not in _recent:
+        _recent[digest] = reduce_cell(cell)
+        if len(_recent) > RECENT:
+            _recent.popitem(last=False)
+    return _recent[digest]
+
+
 @dataclass
 class _Family:
     """The representatives of one reduced formula, in order; each is reduced at its first use."""
@@ -64,11 +81,13 @@ class _Family:
     _n_reduced: int = 0
     _candidates: Candidates = field(default_factory=Candidates)
     _candidate_labels: list[int] = field(default_factory=list)
+    _given: list[AsGiven] = field(default_factory=list)
 
     def append(self, cell: Cell, label: int) -> None:
         """One more representative."""
         self.cells.append(cell)
         self.labels.append(label)
+        self._given.append(AsGiven(cell))
 
     def match(self, cell: Cell) -> int:
         """Label of a representative that ``cell`` fits, -1 if it fits none."""
@@ -77,13 +96,18 @@ class _Family:
         digest = cell_digest(cell)
         if digest in self.digests:
             return self.digests[digest]
+        given = AsGiven(cell)
+        for known, label in zip(self._given, self.labels, strict=True):
+            if surely_same(known, given):
+                self.digests[digest] = label
+                return label
         for row in range(self._n_reduced, len(self.cells)):
-            known = reduce_cell(self.cells[row])
-            if known is not None:
-                self._candidates.append(known)
+            reduced = _reduced(self.cells[row])
+            if reduced is not None:
+                self._candidates.append(reduced)
                 self._candidate_labels.append(self.labels[row])
         self._n_reduced = len(self.cells)
-        new = reduce_cell(cell)
+        new = _reduced(cell, digest)
         if new is not None:
             for row in self._candidates.may_match(new).tolist():
                 if same_crystal(self._candidates.cells[row], new):
@@ -135,24 +159,30 @@ class UniqueFilter:
         """Number of different crystals seen."""
         return sum(len(family.cells) for family in self._families.values())
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything needed to go on later with the same verdicts, as plain arrays."""
+    def state(self, seen: int | None = None) -> dict[str, np.ndarray]:
+        """Everything needed to go on later with the same verdicts, as plain arrays.
+
+        Args:
+            seen: the state after so many crystals; by default after all that were shown.
+        """
+        seen = self.n_seen if seen is None else seen
         kept = [
             (label, cell)
             for family in self._families.values()
             for label, cell in zip(family.labels, family.cells, strict=True)
+            if label < seen
         ]
         kept.sort(key=lambda item: item[0])
         packed = _pack([cell for _, cell in kept])
         packed["label"] = np.array([label for label, _ in kept], dtype=np.int64)
-        packed["n_seen"] = np.array(self.n_seen, dtype=np.int64)
+        packed["n_seen"] = np.array(seen, dtype=np.int64)
         return packed
 
     @classmethod
     def restore(cls, state: Mapping[str, np.ndarray]) -> UniqueFilter:
         """The filter that :meth:`state` described."""
         result = cls()
-        result.n_seen = int(state["n_seen"])
+        result.n_seen = np.asarray(state["n_seen"]).item()  # a checkpoint gives it one dimension
         for label, cell in zip(state["label"].tolist(), _unpack(state), strict=True):
             family = result._families.setdefault(composition_key(cell[1]), _Family())
             family.append(cell, label)
@@ -198,6 +228,20 @@ class ReferenceSet:
         self._cached = cached
         self.source = f"{len(self._keys):,} crystals"
         self._families: OrderedDict[int, _Family] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> ReferenceSet:
+        """Prepared data, what :meth:`save` wrote, or any files of crystals.
+
+        Raises:
+            InputError: there is no crystal.
+        """
+        from nucleate.structures.datasets import TokenDataset
+
+        path = Path(path)
+        if (path / "meta.json").is_file():
+            return cls.from_dataset(TokenDataset.open(path))
+        return cls.load(path) if path.suffix == ".npz" else cls.from_file(path)
 
     @classmethod
     def from_structures(

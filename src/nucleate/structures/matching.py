@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
+from itertools import product
 from math import gcd, pi
 
 import numpy as np
 
+from nucleate.structures.niggli import niggli
 from nucleate.structures.parsing import Cell, to_structure
 from nucleate.structures.validity import Limits, check_cell
 
 LTOL = 0.2
 STOL = 0.3
 ANGLE_TOL = 5.0
+PRIMITIVE_TOL = 0.25  # Å, default of get_primitive_structure
 MAX_BLOCK = 500_000  # site pairs looked at in one go
 MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
 _CELL_ONLY = Limits(-1.0, 0.1, (0.1, 1e5), (0.01, 1e4), (0.0, 180.0))
@@ -130,17 +133,90 @@ def reduce_cell(cell: Cell) -> ReducedCell | None:
     if check_cell(cell[0], cell[2], _CELL_ONLY):
         return None
     try:
-        reduced = to_structure(cell).get_reduced_structure(reduction_algo="niggli")
-        reduced = reduced.get_primitive_structure()
+        reduced = _primitive(_niggli(cell))
     except (ValueError, ArithmeticError, IndexError):
         return None  # pymatgen finds no reduced form
-    if max(reduced.lattice.abc) > MAX_ASPECT * reduced.volume ** (1.0 / 3.0):
+    volume = abs(float(np.linalg.det(reduced[0])))
+    if np.linalg.norm(reduced[0], axis=1).max() > MAX_ASPECT * volume ** (1.0 / 3.0):
         return None
-    return ReducedCell(
-        np.array(reduced.lattice.matrix),
-        np.array(reduced.atomic_numbers, dtype=np.int64),
-        np.array(reduced.frac_coords),
+    return ReducedCell(*reduced)
+
+
+def _niggli(cell: Cell) -> Cell:
+    """What ``Structure.get_reduced_structure`` gives, without its objects for sites."""
+    reduced = niggli(np.asarray(cell[0], dtype=float))
+    frac = cell[2] @ cell[0] @ np.linalg.inv(reduced)
+    return reduced, cell[1], frac - np.floor(frac)
+
+
+def _primitive(cell: Cell) -> Cell:
+    """What ``Structure.get_primitive_structure`` gives; asked only where a smaller cell may be."""
+    numbers = np.asarray(cell[1], dtype=np.int64)
+    if not _may_be_supercell((cell[0], numbers, cell[2])):
+        return cell[0], numbers, cell[2]
+    found = to_structure((cell[0], numbers, cell[2])).get_primitive_structure()
+    return (
+        np.array(found.lattice.matrix),
+        np.array(found.atomic_numbers, dtype=np.int64),
+        np.array(found.frac_coords),
     )
+
+
+def _may_be_supercell(cell: Cell) -> bool:
+    """False only where ``get_primitive_structure`` looks for a smaller cell in vain.
+
+    A smaller cell holds the atoms of each element a whole number of times fewer, and each of its
+    vectors leads from the first atom of the rarest element to another one and every atom to one
+    of its kind, each within twice the tolerance.
+    """
+    matrix, numbers, frac = cell
+    groups = [frac[numbers == z] for z in _by_symbol(np.unique(numbers).tolist())]
+    units = reduce(gcd, map(len, groups))
+    if units == 1:
+        return False
+    tolerance = PRIMITIVE_TOL / np.linalg.norm(matrix, axis=1) * (1.0 + 1e-6)
+    groups.sort(key=len)
+    shifts = groups[0] - groups[0][0]
+    for group in groups:
+        for atom in group:
+            away = shifts[:, None] - (group - atom)
+            away -= np.round(away)
+            shifts = shifts[(np.abs(away) <= 2.0 * tolerance).all(axis=-1).any(axis=-1)]
+    away = _sublattices(units)[:, :, None] - shifts
+    away -= np.round(away)
+    return bool((np.abs(away) <= tolerance).all(axis=-1).any(axis=-1).all(axis=-1).any())
+
+
+def _by_symbol(numbers: list[int]) -> list[int]:
+    """Atomic numbers in the order of their symbols."""
+    return sorted(numbers, key=_symbols().__getitem__)
+
+
+@lru_cache(maxsize=1)
+def _symbols() -> list[str]:
+    """Symbols by atomic number."""
+    from pymatgen.core import Element
+
+    return ["", *(Element.from_Z(z).symbol for z in range(1, 119))]
+
+
+@lru_cache(maxsize=64)
+def _sublattices(units: int) -> np.ndarray:
+    """(M, 3, 3) bases, in fractions of a cell, of all lattices that divide it in 2 to ``units``.
+
+    Their inverses are the Hermite normal forms of the divisors of ``units``.
+    """
+    forms = [
+        [[a, b, c], [0, e, f], [0, 0, size // a // e]]
+        for size in range(2, units + 1)
+        if units % size == 0
+        for a in range(1, size + 1)
+        if size % a == 0
+        for e in range(1, size // a + 1)
+        if size // a % e == 0
+        for b, c, f in product(range(a), range(a), range(e))
+    ]
+    return np.linalg.inv(np.array(forms, dtype=float))
 
 
 class Candidates:
@@ -178,6 +254,80 @@ class Candidates:
             unlike += ((self._minima[rows] - new.shape[1]) ** 2).sum(axis=1)
             rows = rows[np.argsort(unlike, kind="stable")]
         return rows
+
+
+class AsGiven:
+    """A crystal in the cell that it came in, for :func:`surely_same`.
+
+    Attributes:
+        cell: row vectors in Å, atomic numbers, fractional coordinates.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+
+    @cached_property
+    def primitive(self) -> bool:
+        """True only where pymatgen finds no smaller cell, whatever reduced basis it looks in.
+
+        A smaller cell needs a shift that takes each atom to within 0.5 Å along each edge of one of
+        its kind, hence to within 1.5 Å; and it is not found by rounding an n-th part of a lattice
+        vector to nothing if no lattice vector is as short as n times 0.25 Å.
+        """
+        matrix, numbers, frac = self.cell
+        groups = [frac[numbers == z] for z in np.unique(numbers)]
+        units = reduce(gcd, map(len, groups))
+        if units == 1:
+            return True
+        steep = np.linalg.norm(np.linalg.inv(matrix), axis=0)  # 1/Å, inverse spacings of planes
+        if not 1.0 / steep.max() > 1.1 * PRIMITIVE_TOL * units:
+            return False
+        smallest = min(map(len, groups))
+        reach = 6.0 * PRIMITIVE_TOL * (1.0 + 1e-6) * steep
+        for rarest in groups:  # pymatgen takes one of the smallest groups
+            if len(rarest) > smallest:
+                continue
+            shifts = (rarest - rarest[0])[1:]
+            for group in groups:
+                if not len(shifts):
+                    break
+                away = shifts[:, None, None] - (group[None, :] - group[:, None])
+                away -= np.round(away)
+                shifts = shifts[(np.abs(away) <= reach).all(-1).any(-1).all(-1)]
+            if len(shifts):
+                return False
+        return True
+
+
+MAX_ASPHERICITY = 1.06
+"""Ratio of a strain's largest to its smallest stretch, below which no angle changes by 5 degrees
+and no length by 20 %: the largest change of an angle is 2 (arctan(1.06) - 45 degrees) = 3.3."""
+
+
+def surely_same(stored: AsGiven, new: AsGiven) -> bool:
+    """True only where ``same_crystal`` of the reduced cells would be, found without reducing them.
+
+    Both crystals list the same elements in the same order in primitive cells, one a slight strain
+    of the other, with atoms that have hardly moved: then every basis of the one lattice is within
+    the tolerances of that of the other, and whatever partners the search pairs, the sum of their
+    squared distances is at most that of the atoms in the given order, so that no distance reaches
+    the tolerance on sites. Distances are allowed to be 1.5 times as large in the average cell.
+    """
+    (a, numbers, first), (b, others, second) = stored.cell, new.cell
+    if not np.array_equal(numbers, others):
+        return False
+    stretch = np.linalg.svd(np.linalg.solve(b, a), compute_uv=False)
+    if not stretch[0] < MAX_ASPHERICITY * stretch[2]:
+        return False
+    moved = second - first
+    moved -= moved[0]
+    moved -= np.round(moved)
+    scale = (len(numbers) / abs(np.linalg.det(b))) ** (1.0 / 3.0)
+    # from any origin on an atom, and then about the mean: four times the largest move
+    longest = float(np.sqrt(((moved @ b) ** 2).sum(axis=1).max())) * scale
+    if not 4.0 * 1.5 * longest * len(numbers) ** 0.5 < STOL:
+        return False
+    return stored.primitive and new.primitive
 
 
 def same_crystal(stored: ReducedCell, new: ReducedCell) -> bool:

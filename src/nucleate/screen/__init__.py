@@ -1,0 +1,1 @@
+"""The tests between a model and costly properties."""

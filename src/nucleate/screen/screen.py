@@ -1,0 +1,377 @@
+"""The screen: what a crystal has to pass before costly properties are asked about it.
+
+    decodable -> valid -> relaxed -> stable -> unique -> novel
+
+in the order of the recipe. A crystal that fails a stage is seen by no later one; it keeps its row
+and has a reason, whose part before the colon is what is counted. From the stage ``relaxed`` on, a
+crystal is what it relaxed to, for the later stages and for the properties.
+
+Relaxations and energies are recorded under the digest of the drawn crystal and looked up before
+they are computed, so that a crystal is relaxed once in a run. Stages that ask a potential run in
+a thread of their own, batch after batch, so that they overlap with sampling and updates and their
+verdicts do not depend on timing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nucleate.execution.meter import metered
+from nucleate.objectives.evaluate import evaluations_of
+from nucleate.physics.cells import Cell, as_cell, as_structure
+from nucleate.physics.relax import RelaxSettings, RelaxStatus, relax
+from nucleate.properties.stability import EnergyAboveHull
+from nucleate.protocols import CostClass, Potential, PotentialResult, Status
+from nucleate.screen.settings import (
+    TRAINING,
+    NovelStage,
+    RelaxedStage,
+    ScreenSettings,
+    StableStage,
+    UniqueStage,
+    ValidStage,
+)
+from nucleate.store.experience import Evaluation, ExperienceStore
+from nucleate.structures.identity import ReferenceSet, UniqueFilter
+from nucleate.structures.validity import Limits, check
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from nucleate.physics.relax import Relaxation
+
+
+class Known(Protocol):
+    """What novelty is measured against."""
+
+    def is_known(
+        self, structures: Sequence[Structure | None]
+    ) -> tuple[np.ndarray, list[str | None]]:
+        """(B,) bool, True where a crystal is known, and as what."""
+        ...
+
+
+@dataclass
+class Screened:
+    """B crystals after the screen, order kept.
+
+    Attributes:
+        structures: what the properties see, relaxed if there is such a stage; None where a
+            crystal failed.
+        reasons: why, empty where it passed.
+        passed: crystals left after each stage, ``decodable`` first.
+        rmsd: (B,) Å, how far relaxation moved the atoms; NaN where nothing was relaxed.
+    """
+
+    structures: list[Structure | None]
+    reasons: list[str]
+    digests: list[str]
+    step: int
+    passed: dict[str, int] = field(default_factory=dict)
+    rmsd: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    energies: dict[str, float] = field(default_factory=dict)  # eV/atom, of relaxed crystals
+
+    def __post_init__(self) -> None:
+        self.rmsd = np.full(len(self.structures), np.nan)
+
+    @property
+    def left(self) -> list[int]:
+        """Rows that have passed so far."""
+        return [row for row, structure in enumerate(self.structures) if structure is not None]
+
+    def fail(self, row: int, reason: str) -> None:
+        """Take a crystal out."""
+        self.structures[row], self.reasons[row] = None, reason
+
+
+class _Valid:
+    name = "valid"
+
+    def __init__(self, settings: ValidStage) -> None:
+        self.limits = Limits(settings.min_distance, volume_per_atom=settings.volume_per_atom)
+
+    def __call__(self, batch: Screened) -> None:
+        for row in batch.left:
+            if why := check(batch.structures[row], self.limits):
+                batch.fail(row, why)
+
+
+class _Relaxed:
+    """Relaxations, each recorded with the cell that it led to."""
+
+    name, unit, cost = "relaxed", "Å", CostClass.RELAXATION
+
+    def __init__(
+        self, settings: RelaxedStage, potential: Potential, store: ExperienceStore
+    ) -> None:
+        self.settings = RelaxSettings(**settings.model_dump(exclude={"type"}))
+        self.potential, self.store = potential, store
+        described = repr(sorted(asdict(self.settings).items()))
+        digest = hashlib.sha256(described.encode()).hexdigest()[:12]
+        self.key = f"relaxed/1/{potential.name}-{potential.weights_hash[:16]}/{digest}"
+
+    def __call__(self, batch: Screened) -> None:
+        found = _measured(self, self.store, batch, self._relax)
+        cells = self.store.cells(self.key, found)
+        for row in batch.left:
+            digest = batch.digests[row]
+            if found[digest].status is Status.OK:
+                batch.rmsd[row] = found[digest].value
+                batch.energies[digest] = found[digest].extra["energy_after"]
+                batch.structures[row] = as_structure(Cell(*cells[digest]))
+            else:
+                batch.fail(row, found[digest].reason)
+
+    def _relax(
+        self, structures: list[Structure], digests: list[str]
+    ) -> tuple[dict[str, Evaluation], dict[str, Cell]]:
+        done = relax(structures, self.potential, self.settings)
+        found = {d: _relaxation(r) for d, r in zip(digests, done, strict=True)}
+        cells = {
+            digest: as_cell(result.structure)
+            for digest, result in zip(digests, done, strict=True)
+            if result.structure is not None and found[digest].status is Status.OK
+        }
+        return found, cells
+
+
+def _relaxation(result: Relaxation) -> Evaluation:
+    """A relaxation as an entry of the store; the value is the RMSD, Å."""
+    if result.status is RelaxStatus.TIMEOUT:
+        return Evaluation(np.nan, Status.TIMEOUT, f"relaxation timed out: {result.reason}")
+    if result.structure is None or result.status not in (
+        RelaxStatus.CONVERGED,
+        RelaxStatus.STEP_CAP,
+    ):
+        reason = f"relaxation {result.status.value}: {result.reason}"
+        return Evaluation(np.nan, Status.FAILED, reason)
+    measured = {
+        "energy_before": result.energy_before,
+        "energy_after": result.energy_after,
+        "fmax": result.fmax,
+        "n_steps": float(result.n_steps),
+        "volume_ratio": result.volume_ratio,
+    }
+    return Evaluation(result.rmsd, extra=measured)
+
+
+class _Stable:
+    """Energies above hull, of relaxed crystals from the energies that relaxation gave."""
+
+    name, unit, cost = "stable", "eV/atom", CostClass.MODEL
+
+    def __init__(
+        self,
+        settings: StableStage,
+        potential: Potential,
+        store: ExperienceStore,
+        relaxed: _Relaxed | None,
+    ) -> None:
+        self.below, self.store = settings.below, store
+        self.judge = EnergyAboveHull(potential, settings.hull, correct=settings.correct)
+        self.relaxed = relaxed is not None
+        self.key = f"stable/1/{self.judge.key}/{relaxed.key if relaxed else 'as drawn'}"
+
+    def __call__(self, batch: Screened) -> None:
+        def measure(
+            structures: list[Structure], digests: list[str]
+        ) -> tuple[dict[str, Evaluation], dict[str, Cell]]:
+            if self.relaxed:
+                energies = [PotentialResult(batch.energies[digest]) for digest in digests]
+                scores = self.judge.from_energies(structures, energies)
+            else:
+                scores = self.judge.evaluate(structures)
+            found = evaluations_of(scores, range(len(structures)), 0.0)
+            return dict(zip(digests, found, strict=True)), {}
+
+        found = _measured(self, self.store, batch, measure)
+        for row in batch.left:
+            entry = found[batch.digests[row]]
+            if entry.status is not Status.OK:
+                batch.fail(row, f"no energy above hull: {entry.reason}")
+            elif not entry.value < self.below:
+                batch.fail(row, f"not stable: {entry.value:.3g} eV/atom above hull")
+
+
+class _Unique:
+    """First fit over the run: the crystals of all steps that came this far, in order."""
+
+    name = "unique"
+
+    def __init__(self, settings: UniqueStage) -> None:
+        self.filter = UniqueFilter()
+        self._lock = threading.Lock()
+
+    def __call__(self, batch: Screened) -> None:
+        with self._lock:
+            first, group = self.filter.add(batch.structures)
+        size = len(batch.structures)
+        for row in batch.left:
+            if not first[row]:
+                step, position = divmod(int(group[row]), size)
+                where = f"crystal {position} of step {step}" if group[row] >= 0 else "no crystal"
+                batch.fail(row, f"not unique: {where}")
+
+    def state(self, seen: int) -> dict[str, np.ndarray]:
+        with self._lock:
+            return self.filter.state(seen)
+
+
+class _Novel:
+    name = "novel"
+
+    def __init__(self, settings: NovelStage, reference: Known) -> None:
+        self.reference = reference
+
+    def __call__(self, batch: Screened) -> None:
+        known, names = self.reference.is_known(batch.structures)
+        for row in batch.left:
+            if known[row]:
+                batch.fail(row, f"not novel: {names[row]}")
+
+
+Measure = Callable[["list[Structure]", list[str]], "tuple[dict[str, Evaluation], dict[str, Cell]]"]
+
+
+def _measured(
+    stage: _Relaxed | _Stable, store: ExperienceStore, batch: Screened, measure: Measure
+) -> dict[str, Evaluation]:
+    """What the store knows of the crystals that are left; the rest measured and recorded."""
+    first: dict[str, int] = {}
+    for row in batch.left:
+        first.setdefault(batch.digests[row], row)
+    known = store.lookup(first, stage.key)
+    missing = [digest for digest in first if digest not in known]
+    structures = [s for d in missing if (s := batch.structures[first[d]]) is not None]
+    with metered() as meter:
+        fresh, cells = measure(structures, missing) if missing else ({}, {})
+    share = meter.seconds / max(len(fresh), 1)
+    fresh = {digest: replace(entry, seconds=share) for digest, entry in fresh.items()}
+    store.record(
+        batch.step,
+        stage.key,
+        fresh,
+        name=stage.name,
+        unit=stage.unit,
+        cost=stage.cost,
+        reused=known,
+        cells=cells,
+    )
+    return {**known, **fresh}
+
+
+class Screen:
+    """The stages of a recipe.
+
+    Args:
+        settings: stages and thresholds.
+        store: where relaxations and energies are looked up and recorded.
+        potential: what the stages ``relaxed`` and ``stable`` ask; None if there are none.
+        training: what ``novel`` is measured against if its reference is the training set.
+
+    Raises:
+        RecipeError: the potential's energies can't be compared with the hull's.
+        InputError: no such hull or reference.
+    """
+
+    def __init__(
+        self,
+        settings: ScreenSettings,
+        store: ExperienceStore,
+        *,
+        potential: Potential | None = None,
+        training: Known | None = None,
+    ) -> None:
+        self._stages: list[_Valid | _Relaxed | _Stable | _Unique | _Novel] = []
+        self.judge: EnergyAboveHull | None = None
+        self.keys: dict[str, str] = {}
+        relaxed: _Relaxed | None = None
+        for stage in settings.stages:
+            match stage:
+                case ValidStage():
+                    self._stages.append(_Valid(stage))
+                case RelaxedStage():
+                    assert potential is not None
+                    relaxed = _Relaxed(stage, potential, store)
+                    self._stages.append(relaxed)
+                    self.keys["relaxed"] = relaxed.key
+                case StableStage():
+                    assert potential is not None
+                    stable = _Stable(stage, potential, store, relaxed)
+                    self._stages.append(stable)
+                    self.judge, self.keys["stable"] = stable.judge, stable.key
+                case UniqueStage():
+                    self._stages.append(_Unique(stage))
+                case NovelStage():
+                    named = stage.reference != TRAINING
+                    reference = ReferenceSet.open(stage.reference) if named else training
+                    assert reference is not None
+                    self._stages.append(_Novel(stage, reference))
+        self.handed_on = "" if relaxed is None else relaxed.key
+        self._thread: ThreadPoolExecutor | None = None
+        if self.keys:
+            self._thread = ThreadPoolExecutor(1, "nucleate-screen")
+
+    @property
+    def costs(self) -> list[tuple[str, CostClass]]:
+        """Name and cost class of each stage that asks a potential."""
+        return [(s.name, s.cost) for s in self._stages if isinstance(s, _Relaxed | _Stable)]
+
+    @property
+    def costly(self) -> bool:
+        """Whether a potential is asked, so that :meth:`submit` returns before all is done."""
+        return self._thread is not None
+
+    def submit(
+        self,
+        structures: Sequence[Structure | None],
+        reasons: Sequence[str],
+        digests: Sequence[str],
+        step: int,
+    ) -> Future[Screened]:
+        """Start screening a batch; batches are to be given in the order of their steps.
+
+        Args:
+            structures: B crystals, None where decoding failed.
+            reasons: B strings, why it did.
+            digests: B content hashes of the drawn crystals.
+            step: step that is charged, and that the batch belongs to.
+        """
+        batch = Screened(list(structures), list(reasons), list(digests), step)
+        for row, structure in enumerate(batch.structures):
+            if structure is None:
+                batch.fail(row, batch.reasons[row] or "undecodable")
+        if self._thread is not None:
+            return self._thread.submit(self._run, batch)
+        done: Future[Screened] = Future()
+        done.set_result(self._run(batch))
+        return done
+
+    def _run(self, batch: Screened) -> Screened:
+        batch.passed["decodable"] = len(batch.left)
+        for stage in self._stages:
+            stage(batch)
+            batch.passed[stage.name] = len(batch.left)
+        return batch
+
+    def state_dict(self, seen: int) -> dict[str, Any]:
+        """What was unique among the first ``seen`` crystals of the run, for a checkpoint."""
+        return {s.name: s.state(seen) for s in self._stages if isinstance(s, _Unique)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        for stage in self._stages:
+            if isinstance(stage, _Unique) and stage.name in state:
+                stage.filter = UniqueFilter.restore(state[stage.name])
+
+    def close(self) -> None:
+        """Stop the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)

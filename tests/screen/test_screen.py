@@ -1,0 +1,134 @@
+"""Each stage takes out what it should, for a reason; the verdicts are those of the whole run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from pymatgen.core import Lattice, Structure
+
+from made_up import VOLUME, MadeUpPotential
+from nucleate.errors import InputError
+from nucleate.screen.screen import Screen, Screened
+from nucleate.screen.settings import ScreenSettings
+from nucleate.store.experience import ExperienceStore
+from nucleate.structures.formulas import FormulaIndex
+from nucleate.structures.identity import ReferenceSet
+from nucleate.structures.matching import composition_key
+
+FULL = ["valid", "relaxed", {"type": "stable", "below": 0.5}, "unique", "novel"]
+EDGE = (2 * VOLUME) ** (1 / 3)  # of a cell of two atoms at rest
+
+
+def salt(cation: str = "Na", anion: str = "Cl", edge: float = EDGE, gap: float = 0.5) -> Structure:
+    return Structure(Lattice.cubic(edge), [cation, anion], [[0, 0, 0], [0.5, 0.5, gap]])
+
+
+def screen(
+    stages: list | None = None, store: ExperienceStore | None = None, **parts: object
+) -> Screen:
+    training = FormulaIndex(np.array([composition_key(np.array([19, 35]))], dtype=np.uint64))
+    return Screen(
+        ScreenSettings.model_validate({"stages": stages or FULL}),
+        store or ExperienceStore(":memory:"),
+        potential=parts.get("potential", MadeUpPotential()),
+        training=training,
+    )
+
+
+def through(made: Screen, crystals: list, step: int = 0, names: str = "") -> Screened:
+    reasons = ["site outside" if c is None else "" for c in crystals]
+    digests = [f"{names or step}-{i}" for i in range(len(crystals))]
+    return made.submit(crystals, reasons, digests, step).result()
+
+
+def test_every_stage_takes_out_its_own_and_says_why() -> None:
+    batch = [
+        None,
+        salt(edge=0.9),
+        salt("Na", "Cl"),
+        salt("Na", "Cl", edge=EDGE * 1.05),
+        salt("K", "Br"),
+        salt("Na", "Cl", edge=EDGE * 2.5),
+        salt("Sc", "O"),
+        Structure(Lattice.cubic(EDGE), ["Rn", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    ]
+    result = through(screen(), batch)
+    assert result.passed == {
+        "decodable": 7, "valid": 6, "relaxed": 5, "stable": 3, "unique": 2, "novel": 1,
+    }  # fmt: skip
+    assert [s is not None for s in result.structures] == [i == 2 for i in range(8)]
+    assert result.reasons[2] == ""
+    heads = [reason.partition(":")[0] for reason in result.reasons]
+    assert heads[0] == "site outside" and heads[5] == "relaxation exploded"
+    assert heads[3] == "not unique" and heads[4] == "not novel" and heads[6] == "not stable"
+    assert heads[7] == "no energy above hull"
+    assert result.reasons[3] == "not unique: crystal 2 of step 0"
+    assert "eV/atom above hull" in result.reasons[6]
+    assert np.isfinite(result.rmsd[[2, 3, 4, 6]]).all() and np.isnan(result.rmsd[[0, 1, 5]]).all()
+
+
+def test_properties_see_the_relaxed_crystal_and_the_store_keeps_it() -> None:
+    store = ExperienceStore(":memory:")
+    made = screen(["valid", "relaxed"], store)
+    result = through(made, [salt(edge=EDGE * 1.1, gap=0.45)])
+    assert result.structures[0].volume / 2 == pytest.approx(VOLUME, rel=0.1)
+    again = screen(["valid", "relaxed"], store, potential=None or MadeUpPotential())
+    repeated = through(again, [salt(edge=EDGE * 1.1, gap=0.45)], step=3, names="0")
+    assert again._stages[1].potential.asked == 0  # known by its digest
+    assert repeated.structures[0] == result.structures[0]
+    assert np.array_equal(
+        repeated.structures[0].lattice.matrix, result.structures[0].lattice.matrix
+    )
+    [entry] = store.lookup(["0-0"], made.keys["relaxed"]).values()
+    assert entry.value == result.rmsd[0]
+    assert entry.extra["energy_after"] < entry.extra["energy_before"]
+
+
+def test_the_order_is_the_recipes_and_a_test_sees_only_what_is_left() -> None:
+    potential = MadeUpPotential()
+    stages = ["valid", "unique", "novel", "stable"]
+    made = screen(stages, potential=potential)
+    result = through(made, [salt(), salt(), salt("K", "Br"), salt("Sc", "O")])
+    assert list(result.passed) == ["decodable", *stages]
+    assert potential.asked == 2
+    assert np.isnan(result.rmsd).all()
+
+
+def test_unique_holds_over_batches_and_over_a_restart() -> None:
+    crystals = [salt("Na", "Cl"), salt("Na", "F"), salt("Na", "Cl"), salt("Li", "F")]
+    whole = screen(["valid", "unique"])
+    expected = [through(whole, crystals[i : i + 2], step=i // 2).reasons for i in (0, 2)]
+    assert expected == [["", ""], ["not unique: crystal 0 of step 0", ""]]
+    ahead = screen(["valid", "unique"])
+    through(ahead, crystals[:2], step=0)
+    through(ahead, [salt("Li", "F"), salt("Cs", "F")], step=1)  # drawn ahead, then given up
+    resumed = screen(["valid", "unique"])
+    resumed.load_state_dict(ahead.state_dict(2))
+    assert through(resumed, crystals[2:], step=1).reasons == expected[1]
+
+
+def test_novel_against_crystals_of_a_file(tmp_path) -> None:
+    ReferenceSet.from_structures([salt()], ["mp-1"]).save(tmp_path / "known.npz")
+    made = screen(["valid", {"type": "novel", "reference": str(tmp_path / "known.npz")}])
+    other = Structure(
+        4.0 * (np.ones((3, 3)) - np.eye(3)) / 2**0.5, ["Na", "Cl"], [[0] * 3, [0.5] * 3]
+    )
+    assert through(made, [salt(edge=5), other]).reasons == ["not novel: mp-1", ""]
+    with pytest.raises(InputError):
+        screen(["valid", {"type": "novel", "reference": str(tmp_path / "absent.npz")}])
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (["unique"], "has to be 'valid'"),
+        (["valid", "unique", "unique"], "twice"),
+        (["valid", {"type": "relaxed", "volume_range": [4, 1]}], "goes from 4 to 1"),
+        (["valid", "nowel"], "nowel"),
+        ([], "at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(stages: list, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ScreenSettings.model_validate({"stages": stages})
