@@ -389,7 +389,8 @@ def run_costly(folder: Path, settings: Recipe, prop: Costly) -> str:
             settings.objective, store, cache, properties={"e_above_hull": prop}
         )
         known = FormulaIndex(np.zeros(0, dtype=np.uint64))
-        loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, HELD, known, run)
+        screen = Screen(settings.screen, store)
+        loop = Loop(settings, tiny_policy(0), tiny_policy(0), objective, screen, HELD, known, run)
         loop.restore()
         try:
             return loop.run()

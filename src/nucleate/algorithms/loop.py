@@ -143,7 +143,7 @@ class Loop:
                 return f"{self.objective.evaluations_spent()} evaluations spent"
         if budget.minutes is not None and self.seconds >= 60 * budget.minutes:
             return f"{budget.minutes:g} minutes passed"
-        spending = self.store.spending()
+        spending = self.store.spending(self.step - 1)
         for name, limit in budget.limits.items():
             done = sum(e.evaluations for e in spending if name in (e.name, e.cost))
             asked = [(p.name, p.cost) for p in self.objective.properties.values()]
@@ -198,7 +198,7 @@ class Loop:
         done = time.monotonic()
         measured = diversity(batch)
         metrics = self._metrics(current, result, reward, stable, new) | learnt | measured
-        spending = self.store.spending()
+        spending = self.store.spending(self.step)
         metrics["spent"] = tally(spending, "evaluations")
         timings: dict[str, Any] = {
             "spent_cached": tally(spending, "cached"),

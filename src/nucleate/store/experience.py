@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -170,7 +171,10 @@ class ExperienceStore(Database):
     kind, version, schema, upgrades = "store", 2, _SCHEMA, {1: _UPGRADE_FROM_1}
     remedy = "Open it with the release that wrote it, or start a new run."
 
-    _spending: tuple[Spending, ...] | None = None  # until the next write
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        # by the last step that counts, until the next write
+        self._spending: dict[int | None, tuple[Spending, ...]] = {}
+        super().__init__(path, read_only=read_only)
 
     # -- evaluations ---------------------------------------------------------------------------
 
@@ -225,7 +229,7 @@ class ExperienceStore(Database):
             (identity,) = connection.execute(
                 "SELECT id FROM properties WHERE key = ?", (key,)
             ).fetchone()
-            self._spending = None
+            self._spending.clear()
             before = connection.total_changes
             connection.executemany(
                 "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -285,20 +289,26 @@ class ExperienceStore(Database):
         )
         return int(rows[0][0])
 
-    def spending(self) -> tuple[Spending, ...]:
-        """What each property has cost so far, in the order in which they were first recorded."""
+    def spending(self, through: int | None = None) -> tuple[Spending, ...]:
+        """What each property has cost, in the order in which they were first recorded.
+
+        Args:
+            through: the last step that counts; by default all that was recorded, which for a
+                screen may be a batch ahead of the step that is being finished.
+        """
         with self._lock:
-            if self._spending is None or self.read_only:
+            if through not in self._spending or self.read_only:
                 new = self._found_version() == self.version
                 cost, source = ("cost", "source") if new else ("''", "''")
                 rows = self._rows(
                     f"SELECT name, {cost}, COUNT(*), SUM({source} != ''), "  # noqa: S608  constants
                     f"SUM(CASE WHEN {source} = '' THEN seconds ELSE 0 END) "
-                    "FROM evaluations JOIN properties ON id = property WHERE step IS NOT NULL "
-                    "GROUP BY property ORDER BY property"
+                    "FROM evaluations JOIN properties ON id = property "
+                    "WHERE step <= IFNULL(?, step) GROUP BY property ORDER BY property",
+                    (through,),
                 )
-                self._spending = tuple(Spending(*row) for row in rows)
-            return self._spending
+                self._spending[through] = tuple(Spending(*row) for row in rows)
+            return self._spending[through]
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -351,7 +361,7 @@ class ExperienceStore(Database):
         Their evaluations stay as values that nobody is charged for yet.
         """
         with self._transaction("roll back") as connection:
-            self._spending = None
+            self._spending.clear()
             connection.execute("DELETE FROM crystals WHERE step > ?", (step,))
             connection.execute("DELETE FROM rewards WHERE step > ?", (step,))
             connection.execute("DELETE FROM steps WHERE step > ?", (step,))
