@@ -85,6 +85,7 @@ class Loop:
         self.algorithm = PPO(policy, prior, settings)
         self.bonus = NoveltyBonus(known, settings.novelty_bonus, settings.novelty_uses)
         self.guard = Guard(settings.guard)
+        self.front = objective.front() if len(objective.terms) > 1 else None
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds, self.stopped = 0, 0.0, ""
         self._next: _Submitted | None = None
@@ -206,7 +207,7 @@ class Loop:
             best = np.argsort(-reward, kind="stable")[:3]
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
-        if not result.ok.any():
+        if not result.answered.any():
             return f"no crystal of step {self.step} could be scored: {next(iter(result.counts))}"
         return self._judge(self.guard(measured))
 
@@ -263,6 +264,9 @@ class Loop:
                 )
             ),
         }
+        if self.front is not None:
+            self.front.add(result.points, current.digests)
+            metrics |= {"pareto_size": len(self.front), "hypervolume": self.front.hypervolume}
         if stable is not None and new is not None:
             metrics["funnel"] |= {"stable": int(stable.sum()), "new": int(new.sum())}
         for name, scores in result.scores.items():
@@ -296,6 +300,8 @@ class Loop:
         last = -1 if checkpoint is None else checkpoint.step
         self.store.rollback(last)
         self.run_directory.truncate_log(last)
+        if self.front is not None:
+            self.front = self.objective.front()
         if checkpoint is not None:
             state = checkpoint.state
             self.step, self.seconds = state["step"], state["seconds"]

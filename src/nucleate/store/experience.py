@@ -227,7 +227,7 @@ class ExperienceStore:
 
     def record(
         self,
-        step: int,
+        step: int | None,
         key: str,
         evaluations: Mapping[str, Evaluation],
         *,
@@ -238,7 +238,8 @@ class ExperienceStore:
         """Write a step's evaluations of one property, in one transaction.
 
         Args:
-            step: step that is charged for them.
+            step: step that is charged for them; None for none, so that the first step that asks
+                for one of them is charged for it.
             key: cache key of the property (name, settings, weights).
             evaluations: newly computed, by digest. A digest already known keeps its old value.
             name: name of the property.
