@@ -14,8 +14,8 @@ from nucleate import design
 from nucleate.cli.tuning import show_run
 from nucleate.errors import CheckpointError, ConstraintError, InputError, RecipeError
 from nucleate.evaluation.best import select_best
-from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.objectives.objective import Objective
+from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.recipe import Recipe
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex

@@ -148,8 +148,6 @@ def table(columns: Iterable[str], title: str | None = None) -> Table:
     from rich import box
     from rich.table import Table
 
-    from nucleate.doctor import Check
-
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         numeric = column.startswith(">")

@@ -169,8 +169,8 @@ def write_front(objective: Objective, folder: Path) -> None:
         folder: for both.
     """
     from nucleate.store.packing import unpack_batch
-    from nucleate.structures.wyckoff import decode
     from nucleate.structures.writing import write_cifs, write_table
+    from nucleate.structures.wyckoff import decode
 
     front = objective.front()
     if not len(front):
