@@ -12,8 +12,9 @@ import torch
 from made_up import MadeUpPotential
 from nucleate import design
 from nucleate.cli.tuning import show_run
-from nucleate.errors import CheckpointError, ConstraintError, InputError, RecipeError
+from nucleate.errors import CheckpointError, ConstraintError, InputError, NucleateError, RecipeError
 from nucleate.evaluation.best import select_best
+from nucleate.execution.local import ProcessPool
 from nucleate.objectives.objective import Objective
 from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.recipe import Recipe
@@ -421,3 +422,16 @@ def test_a_trade_off_is_tracked_compared_and_survives_interruption(model, tmp_pa
         assert objective.front().hypervolume == volumes[-1]
         store.rollback(1)
         assert objective.front().hypervolume == volumes[1]
+
+
+def test_a_property_that_can_not_work_ends_a_run_before_it_begins(model, tmp_path, potential):
+    (tmp_path / "lost.py").write_text("def lost(structures):\n    raise OSError('no table')\n")
+    shaping = {"type": "linear", "low": 0.0, "high": 1.0}
+    term = {"property": f"{tmp_path}/lost.py:lost", "shaping": shaping}
+    potential.pool = ProcessPool(1, potential=None)
+    with (
+        potential.pool,
+        pytest.raises(NucleateError, match=r"'lost' failed on all 4(.|\n)*no table"),
+    ):
+        design.tune(recipe(model, tmp_path, **STABLE | {"objective": {"terms": [term]}}))
+    assert not (tmp_path / "dense" / "log.jsonl").exists()

@@ -225,6 +225,7 @@ class Objective:
         combine: Combine = "mean",
         failure_penalty: float | None = None,
         store: ExperienceStore | None = None,
+        *,
         filters: Sequence[Filter] = (),
     ) -> None:
         if not terms:
@@ -284,7 +285,7 @@ class Objective:
                 )
         terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
         filters = [Filter(made[entry.property], entry) for entry in settings.filters]
-        return cls(terms, settings.combine, settings.failure_penalty, store, filters)
+        return cls(terms, settings.combine, settings.failure_penalty, store, filters=filters)
 
     @property
     def costliest(self) -> Property:
