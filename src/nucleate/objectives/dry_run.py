@@ -29,11 +29,11 @@ class Trial:
     """What one property said of the crystals.
 
     Attributes:
-        property: the property.
+        prop: the property.
         evaluations: one for each distinct crystal.
     """
 
-    property: Property
+    prop: Property
     evaluations: list[Evaluation]
 
     @property
@@ -47,10 +47,10 @@ class Trial:
         return math.fsum(entry.seconds for entry in self.evaluations) / len(self.evaluations)
 
     def __str__(self) -> str:
-        said = f"{self.property.name}: a value for {self.ok} of {len(self.evaluations)} crystals"
+        said = f"{self.prop.name}: a value for {self.ok} of {len(self.evaluations)} crystals"
         values = [entry.value for entry in self.evaluations if entry.status is Status.OK]
         if values:
-            unit = f" {self.property.unit}" if self.property.unit else ""
+            unit = f" {self.prop.unit}" if self.prop.unit else ""
             said += f", {min(values):.4g} to {max(values):.4g}{unit}"
         return f"{said}, {self.seconds:.2g} s each"
 
@@ -93,7 +93,7 @@ def dry_run(
 
 def _judge(trial: Trial) -> None:
     """Refuse a property that can't work; warn of one that gave nothing for other reasons."""
-    name, n = trial.property.name, len(trial.evaluations)
+    name, n = trial.prop.name, len(trial.evaluations)
     if trial.ok:
         return
     told = {(entry.status, entry.reason) for entry in trial.evaluations}

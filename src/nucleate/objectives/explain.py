@@ -10,7 +10,12 @@ from typing import Any, Literal
 from nucleate import plugins
 from nucleate.errors import NucleateError
 from nucleate.objectives.evaluate import make_property
-from nucleate.objectives.settings import FilterSettings, ObjectiveSettings, PropertySettings
+from nucleate.objectives.settings import (
+    FilterSettings,
+    ObjectiveSettings,
+    PropertySettings,
+    TermSettings,
+)
 from nucleate.objectives.shaping import Shaping
 from nucleate.protocols import CostClass, Property
 
@@ -67,10 +72,9 @@ def explain(settings: ObjectiveSettings, base: Path = Path()) -> Iterator[Part]:
         cost = prop.cost if prop is not None else _declared(entry.property, "cost")
         if isinstance(entry, FilterSettings):
             yield Part("filter", name, unit, entry.condition, None, None, cost, missing)
-        else:
-            shaping = entry.shaping
-            said = described(shaping)
-            yield Part("term", name, unit, said, shaping.range, entry.weight, cost, missing)
+        elif isinstance(entry, TermSettings):
+            said, ends = described(entry.shaping), entry.shaping.range
+            yield Part("term", name, unit, said, ends, entry.weight, cost, missing)
 
 
 def _make(entry: PropertySettings, base: Path) -> tuple[Property | None, str]:

@@ -236,12 +236,13 @@ class Objective:
         before = [names[:i].count(name) for i, name in enumerate(names)]
         self.labels = [f"{n}#{k + 1}" if k else n for n, k in zip(names, before, strict=True)]
         properties: dict[str, Property] = {}
-        for entry in (*self.filters, *self.terms):
-            known = properties.setdefault(entry.property.name, entry.property)
-            if known.key != entry.property.key:
+        filtering = [entry.property for entry in self.filters]
+        for prop in (*filtering, *(term.property for term in self.terms)):
+            known = properties.setdefault(prop.name, prop)
+            if known.key != prop.key:
                 raise RecipeError(
                     f"Two different properties are called {known.name!r}.",
-                    f"Their keys are {known.key!r} and {entry.property.key!r}.",
+                    f"Their keys are {known.key!r} and {prop.key!r}.",
                     "Rename one of them.",
                 )
         by_cost = sorted(properties.values(), key=lambda prop: _COSTS.index(prop.cost))

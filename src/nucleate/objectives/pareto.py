@@ -94,9 +94,9 @@ class ParetoFront:
             names: B names.
         """
         scaled = (np.asarray(scores, dtype=np.float64) - self.low) / self.span
-        known = np.isfinite(scaled).all(axis=1)
+        known = np.flatnonzero(np.isfinite(scaled).all(axis=1))
         everything = np.concatenate([self.scores, scaled[known]])
-        all_names = self.names + [name for name, here in zip(names, known, strict=True) if here]
+        all_names = self.names + [names[i] for i in known]
         kept = np.flatnonzero(pareto_front(everything))
         if len(kept) == len(self.names) and (kept < len(self.names)).all():
             return

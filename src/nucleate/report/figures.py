@@ -240,15 +240,15 @@ def scatter_chart(
     body = [text(0, 14, title, "title"), *_axes(frame, number, x_count=6)]
     body.append(text(frame.left + frame.width / 2, height - 6, x_label, "label", "middle"))
     body.append(text(0, 33, y_label, "label"))
-    for radius, css, chosen in ((2.2, "dot pale", 2), (4.5, "dot", 3)):
-        for group in groups:
-            role, marked = group[1], group[chosen]
-            body += [
-                f'<circle class="{css} {role}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" '
-                f'r="{radius}"><title>{escape(group[0])}: {x:.4g}, {y:.4g}</title></circle>'
-                for x, y in marked  # type: ignore[misc]  # the two entries that are points
-                if math.isfinite(x) and math.isfinite(y)
-            ]
+    pale = [(name, f"pale {role}", 2.2, everything) for name, role, everything, _ in groups]
+    standing_out = [(name, role, 4.5, chosen) for name, role, _, chosen in groups]
+    for name, css, radius, marked in (*pale, *standing_out):
+        body += [
+            f'<circle class="dot {css}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" '
+            f'r="{radius}"><title>{escape(name)}: {x:.4g}, {y:.4g}</title></circle>'
+            for x, y in marked
+            if math.isfinite(x) and math.isfinite(y)
+        ]
     body.append(_legend(width, 33, [(name, role) for name, role, _, _ in groups]))
     return svg(width, height, f"{title}: {y_label} against {x_label}", body)
 
