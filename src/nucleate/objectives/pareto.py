@@ -96,7 +96,7 @@ class ParetoFront:
         scaled = (np.asarray(scores, dtype=np.float64) - self.low) / self.span
         known = np.flatnonzero(np.isfinite(scaled).all(axis=1))
         everything = np.concatenate([self.scores, scaled[known]])
-        all_names = self.names + [names[i] for i in known]
+        all_names = self.names + [names[i] for i in known.tolist()]
         kept = np.flatnonzero(pareto_front(everything))
         if len(kept) == len(self.names) and (kept < len(self.names)).all():
             return
