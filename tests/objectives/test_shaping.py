@@ -111,7 +111,7 @@ def test_crystalgyms_rewards(value: np.ndarray, target: float) -> None:
     np.testing.assert_allclose(
         bulk(value), np.maximum(-np.abs(value - target) / target, -5), rtol=1e-12
     )
-    assert bulk.range == (-5.0, 0.0)
+    assert bulk.range == pytest.approx((-5.0, 0.0))
     density = made({"type": "exponential", "target": target, "scale": target, "power": 2})
     np.testing.assert_allclose(density(value), np.exp(-((value - target) ** 2) / target))
     gap = made({"type": "exponential", "target": target, "scale": 1, "power": 2})
