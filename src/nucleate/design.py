@@ -29,8 +29,11 @@ from nucleate.errors import CheckpointError, InputError, MissingDependencyError,
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
+from nucleate.evaluation.outcome import compare_outcomes, outcome, write_front
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
+from nucleate.objectives.dry_run import CRYSTALS, dry_run
 from nucleate.objectives.objective import Objective
+from nucleate.objectives.settings import PropertySettings
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.hull_card import SHIPPED as SHIPPED_HULLS
 from nucleate.physics.hull_card import locate
@@ -55,9 +58,11 @@ from nucleate.screen.settings import TRAINING, NovelStage, StableStage, Stage
 from nucleate.store.cache import EvaluationCache
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
+from nucleate.structures.validity import check_all
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pymatgen.core import Structure
 
     from nucleate.evaluation.summary import Evaluation
@@ -68,6 +73,8 @@ MODEL_FOLDER = "model"
 SAMPLE_CHUNK = 250
 JUDGING_SEEDS = 1_000_003
 """Added to the seeds of judging, so that they are not those of tuning."""
+DRY_RUN_SEEDS = 2_000_003
+"""Added to the seed of the dry run, likewise."""
 
 logger = logging.getLogger(__name__)
 
@@ -295,21 +302,11 @@ def _checked(recipe: Recipe) -> Recipe:
     find_device(recipe.device)
     check_bonus(recipe)
     check_limits(recipe)
-    if recipe.output.tensorboard is True and find_spec("tensorboard") is None:
-        raise MissingDependencyError(
-            "output.tensorboard is true, but TensorBoard is not installed",
-            fix='pip install "nucleate[track]", or set output.tensorboard to auto',
-        )
+    check_tensorboard(recipe)
     if recipe.output.cache is not None:
         cache = Path(recipe.output.directory) / recipe.output.cache
         if cache.exists():
             EvaluationCache(cache).close()
-    terms = []
-    for term in recipe.objective.terms:
-        hull = term.settings.get("hull")
-        if term.property == STABILITY and isinstance(hull, str):
-            term = term.model_copy(update={"settings": term.settings | {"hull": _hull(hull)}})
-        terms.append(term)
     stages = [_with_paths(stage) for stage in recipe.screen.stages]
     hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)
     paths = {
@@ -319,7 +316,7 @@ def _checked(recipe: Recipe) -> Recipe:
     recipe = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=paths),
-            "objective": recipe.objective.model_copy(update={"terms": tuple(terms)}),
+            "objective": recipe.objective.updated(_hull_of),
             "evaluation": recipe.evaluation.model_copy(update={"hulls": hulls}),
             "screen": recipe.screen.model_copy(update={"stages": tuple(stages)}),
         }
@@ -350,6 +347,27 @@ def _with_paths(stage: Stage) -> Stage:
             )
         return stage.model_copy(update={"reference": str(path)})
     return stage
+
+
+def check_tensorboard(recipe: Recipe) -> None:
+    """Check that TensorBoard is installed where the recipe demands it.
+
+    Raises:
+        MissingDependencyError: it isn't.
+    """
+    if recipe.output.tensorboard is True and find_spec("tensorboard") is None:
+        raise MissingDependencyError(
+            "output.tensorboard is true, but TensorBoard is not installed",
+            fix='pip install "nucleate[track]", or set output.tensorboard to auto',
+        )
+
+
+def _hull_of(entry: PropertySettings) -> dict[str, Any]:
+    """Settings of a term or filter with the path of its hull spelt out."""
+    hull = entry.settings.get("hull")
+    if entry.property != STABILITY or not isinstance(hull, str):
+        return {}
+    return {"settings": entry.settings | {"hull": _hull(hull)}}
 
 
 def _model(name: str) -> str:
@@ -417,10 +435,13 @@ def _tune(
             properties=keys,
             stability=judges[0].description,
         )
+        if not done:
+            say("dry run of the objective")
+            for trial in dry_run(objective, *trial_crystals(recipe, base)):
+                say(f"  {trial}")
         say(f"tuning from step {done}" if done else "tuning")
         reason = loop.run()
         loop.algorithm.use_average()
-        objective.close()
         screen.close()
         say(f"tuning ended: {reason}")
         run.update_manifest(ended=reason, spent=[asdict(entry) for entry in store.spending()])
@@ -432,9 +453,13 @@ def _tune(
         policy.metadata["tuned"] = tuned
         save_policy(policy, run.path / MODEL_FOLDER)
         known.save(run.path / MODEL_FOLDER / FORMULAS)
-        _judge_both(
-            recipe, run, (base, policy), judges, Energies(judges[0], store, cache), known, say
-        )
+        energies = Energies(judges[0], store, cache)
+        drawn = objective.as_drawn()
+        _judge_both(recipe, run, (base, policy), judges, energies, known, drawn, say)
+        if loop.front is not None:
+            write_front(objective, run.path / CRYSTALS_FOLDER)
+        drawn.close()
+        objective.close()
     if recipe.output.report:
         say(f"report: {build_report(run.path)}")
 
@@ -452,6 +477,19 @@ def _screening(spec: str | dict[str, Any], potential: PooledPotential) -> Potent
     if isinstance(spec, dict) and spec.get("python") is not None:
         return get_potential(spec)
     return PooledPotential(spec, potential.pool)
+
+
+def trial_crystals(recipe: Recipe, policy: WyckoffPolicy) -> tuple[list[Structure], list[str]]:
+    """A few valid crystals of the kind that a run will draw, and their digests."""
+    condition = condition_from_recipe(recipe, policy)
+    drawn = sample(policy, 8 * CRYSTALS, condition, seed=DRY_RUN_SEEDS + recipe.seed)
+    reasons = check_all(drawn.structures)
+    valid = {
+        digest: structure
+        for digest, structure, why in zip(drawn.digests, drawn.structures, reasons, strict=True)
+        if structure is not None and not why
+    }
+    return list(valid.values())[:CRYSTALS], list(valid)[:CRYSTALS]
 
 
 def _check_properties(run: RunDirectory, keys: Mapping[str, str]) -> None:
@@ -521,6 +559,7 @@ def _judge_both(
     judges: Sequence[EnergyAboveHull],
     energies: Energies,
     known: KnownCrystals,
+    objective: Objective,
     say: Callable[[str], None],
 ) -> None:
     """Base against tuned at equal sample count, and the best of the tuned model's crystals."""
@@ -529,13 +568,18 @@ def _judge_both(
         changed = {"coordinate_temperature": settings.coordinate_temperature}
         held = held.model_copy(update=changed)
     evaluations: dict[str, list[Evaluation]] = {"base": [], "tuned": []}
+    outcomes: dict[str, list[pd.DataFrame]] = {"base": [], "tuned": []}
+    wanted = min(settings.objective_samples, settings.samples)
+    if set(objective.properties) == {STABILITY} and not objective.filters:
+        wanted = 0
     folder = run.path / EVALUATION_FOLDER
     condition = condition_from_recipe(recipe.model_copy(update={"condition": held}), policies[0])
     for seed in settings.seeds:
         for name, policy in zip(("base", "tuned"), policies, strict=True):
             say(f"judging {settings.samples} crystals of the {name} model, seed {seed}")
+            drawn = sample(policy, settings.samples, condition, seed=JUDGING_SEEDS + seed)
             evaluation = judge(
-                sample(policy, settings.samples, condition, seed=JUDGING_SEEDS + seed),
+                drawn,
                 judges[0],
                 hulls=judges[1:],
                 energies=energies,
@@ -546,7 +590,14 @@ def _judge_both(
             )
             comparison.write_evaluation(evaluation, folder)
             evaluations[name].append(evaluation)
+            if wanted:
+                say(f"the objective on {wanted} crystals of the {name} model, seed {seed}")
+                table = outcome(objective, drawn, wanted)
+                comparison.write_table(table, folder / f"objective-{name}-{seed}.csv")
+                outcomes[name].append(table)
     compared = comparison.compare(evaluations["base"], evaluations["tuned"])
+    if wanted:
+        compared["objective"] = compare_outcomes(objective, outcomes["base"], outcomes["tuned"])
     comparison.write_comparison(compared, folder)
     write_best(select_best(evaluations["tuned"], recipe.output.best), run.path / CRYSTALS_FOLDER)
     say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")

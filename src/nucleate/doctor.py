@@ -72,7 +72,7 @@ def examine(folder: str | Path = ".") -> Iterator[Check]:
     yield from _plugins()
     yield from _models()
     yield from _hulls()
-    yield _writable(Path(folder))
+    yield writable(Path(folder))
 
 
 def _packages() -> Iterator[Check]:
@@ -162,7 +162,8 @@ def _hulls() -> Iterator[Check]:
             yield Check(f"hull/{name}", Level.OK, detail)
 
 
-def _writable(folder: Path) -> Check:
+def writable(folder: Path) -> Check:
+    """May files be written into this folder?"""
     name = f"writing to {folder.resolve()}"
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as stream:

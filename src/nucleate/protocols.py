@@ -31,6 +31,7 @@ class Status(StrEnum):
     FAILED = "failed"  # the evaluation raised, or gave no finite number
     TIMEOUT = "timeout"
     CRASHED = "crashed"  # the worker process died
+    FILTERED = "filtered"  # refused by a filter of the objective
 
 
 class CostClass(StrEnum):

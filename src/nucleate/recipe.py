@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from nucleate.config import Settings, load_settings, option, read_text
 from nucleate.errors import InputError, RecipeError, did_you_mean
-from nucleate.objectives.settings import ObjectiveSettings, TermSettings
+from nucleate.objectives.settings import ObjectiveSettings, PropertySettings, TermSettings
 from nucleate.objectives.shaping import Clip
 from nucleate.protocols import CostClass
 from nucleate.screen.settings import ScreenSettings, StableStage
@@ -272,6 +272,12 @@ class EvaluationSettings(Settings):
     stable_below: float = option(
         0.1, description="stable means an energy above hull below this", unit="eV/atom"
     )
+    objective_samples: int = option(
+        200,
+        description="of these samples, those of each model and seed that the objective is "
+        "evaluated on too, where it asks for more than the energy above hull; 0 for none",
+        ge=0,
+    )
     relax: bool = option(
         False,
         description="relax the crystals of both models before judging them, whatever the "
@@ -404,13 +410,13 @@ def _with_absolute_paths(recipe: Recipe, source: str, base: Path) -> Recipe:
     """The recipe with ``path.py:function`` properties spelt out, so that a run can be resumed."""
     from nucleate import plugins
 
-    terms = list(recipe.objective.terms)
-    for i, term in enumerate(terms):
-        if plugins.is_custom(term.property):
-            path, function = plugins.custom_path(term.property, base, source)
-            terms[i] = term.model_copy(update={"property": f"{path}:{function}"})
-    objective = recipe.objective.model_copy(update={"terms": tuple(terms)})
-    return recipe.model_copy(update={"objective": objective})
+    def spelt_out(entry: PropertySettings) -> dict[str, Any]:
+        if not plugins.is_custom(entry.property):
+            return {}
+        path, function = plugins.custom_path(entry.property, base, source)
+        return {"property": f"{path}:{function}"}
+
+    return recipe.model_copy(update={"objective": recipe.objective.updated(spelt_out)})
 
 
 @dataclass(frozen=True)
@@ -478,13 +484,14 @@ def check_properties(objective: ObjectiveSettings, source: str, base: Path = Pat
     """
     from nucleate import plugins
 
-    for i, term in enumerate(objective.terms):
-        where = f"{source}: objective.terms.{i}"
-        if plugins.is_custom(term.property):
-            plugins.check_custom_settings(term.settings, where)
-            plugins.custom_path(term.property, base, where)
-        else:
-            plugins.check_settings("nucleate.properties", term.property, term.settings, where)
+    for section, entries in (("filters", objective.filters), ("terms", objective.terms)):
+        for i, entry in enumerate(entries):
+            where = f"{source}: objective.{section}.{i}"
+            if plugins.is_custom(entry.property):
+                plugins.check_custom_settings(entry.settings, where)
+                plugins.custom_path(entry.property, base, where)
+            else:
+                plugins.check_settings("nucleate.properties", entry.property, entry.settings, where)
 
 
 def check_bonus(recipe: Recipe) -> None:
@@ -494,13 +501,13 @@ def check_bonus(recipe: Recipe) -> None:
         RecipeError: there is one, and nothing says which crystals are stable.
     """
     bonus = recipe.algorithm.novelty_bonus
-    named = [{term.property, term.settings.get("name")} for term in recipe.objective.terms]
+    named = [{entry.property, entry.settings.get("name")} for entry in recipe.objective.properties]
     screened = recipe.screen.stage(StableStage) is not None
     if bonus and not screened and not any(STABILITY in names for names in named):
         raise RecipeError(
             f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
-            f"It is for stable crystals, and the objective has no term {STABILITY} and the screen "
-            "no stage stable.",
+            f"It is for stable crystals, and the objective has no term or filter {STABILITY} and "
+            "the screen no stage stable.",
             f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
         )
 
@@ -512,9 +519,9 @@ def check_limits(recipe: Recipe) -> None:
         RecipeError: a limit on something else.
     """
     known = {cost.value for cost in CostClass} | {stage.type for stage in recipe.screen.stages}
-    for term in recipe.objective.terms:
-        function = term.property.rpartition(":")[2]
-        known |= {term.property, str(term.settings.get("name", function))}
+    for entry in recipe.objective.properties:
+        function = entry.property.rpartition(":")[2]
+        known |= {entry.property, str(entry.settings.get("name", function))}
     for name in recipe.budget.limits:
         if name not in known:
             raise RecipeError(

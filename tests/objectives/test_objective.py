@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nucleate.errors import NucleateError, RecipeError
-from nucleate.objectives.objective import Objective, Term
+from nucleate.objectives.objective import Filter, Objective, Term
+from nucleate.objectives.settings import FilterSettings
 from nucleate.objectives.shaping import Clip, Linear, Sigmoid
-from nucleate.protocols import CostClass, Scores, Status
+from nucleate.protocols import CostClass, Property, Scores, Status
 from nucleate.recipe import load_recipe
 from nucleate.store.experience import ExperienceStore
 
@@ -195,6 +197,128 @@ def test_combinations(combine: Any, expected: float) -> None:
     np.testing.assert_allclose(result.reward, [expected, objective.range[0]])
     np.testing.assert_allclose(result.shaped["b"][0], 0.8)
     assert objective.failure_penalty == objective.range[0]
+
+
+def test_matinvents_mixes() -> None:
+    def score(values: dict[str, float], lines: dict[str, Any], combine: Any) -> float:
+        class One(Table):
+            def evaluate(self, structures: Sequence[Any]) -> Scores:
+                return super().evaluate([values[self.name] for _ in structures])
+
+        terms = [
+            Term(One(name), Linear(type="linear", **line), weight)
+            for name, (line, weight) in lines.items()
+        ]
+        return float(Objective(terms, combine).score(["a crystal"], ["a"]).reward[0])
+
+    dielectric = {
+        "figure_of_merit": ({"low": 10, "high": 250}, 0.8),
+        "band_gap": ({"low": 0.5, "high": 3.5}, 0.1),
+        "dielectric": ({"low": 25, "high": 50}, 0.1),
+    }
+    values = {"figure_of_merit": 130, "band_gap": 2.0, "dielectric": 37.5}
+    assert score(values, dielectric, "weighted") == pytest.approx(0.5)
+    magnet = {
+        "magnetic_density": ({"low": 0, "high": 0.25}, 1.0),
+        "hhi_reserve": ({"low": 750, "high": 3250, "direction": "minimise"}, 1.0),
+    }
+    assert score({"magnetic_density": 0.2, "hhi_reserve": 2000}, magnet, "min") == 0.5
+    assert score({"magnetic_density": 0.05, "hhi_reserve": 750}, magnet, "min") == 0.2
+
+
+# filters ------------------------------------------------------------------------------------
+
+
+def refuses(prop: Property, **condition: float) -> Filter:
+    return Filter(prop, FilterSettings(property=prop.name, **condition))
+
+
+class Costly(Table):
+    cost = CostClass.RELAXATION
+
+
+class Cheap(Table):
+    cost = CostClass.COMPOSITION
+
+
+@settings(deadline=None)
+@given(st.lists(crystals, min_size=1, max_size=4))
+def test_costly_properties_see_only_what_cheaper_filters_let_pass(batches: list[list]) -> None:
+    cheap, model, costly = Cheap("cheap", [0.0]), Table("model"), Costly("costly", [0.8])
+    objective = Objective(
+        [Term(costly, UNIT)], filters=[refuses(model, max=0.8), refuses(cheap, min=0.4)]
+    )
+    pending = [
+        objective.submit(batch, [str(c) for c in batch], step=step)
+        for step, batch in enumerate(batches)
+    ]
+    for batch, waiting in zip(batches, pending, strict=True):
+        result = waiting.result()
+        np.testing.assert_allclose(result.reward, [c if c in (0.4, 0.6) else 0.0 for c in batch])
+        told = {
+            None: "undecodable",
+            0.0: "no data: that one",
+            0.2: "cheap below 0.4: 0.2",
+            0.4: "",
+            0.6: "",
+            0.8: "no data: that one",
+            1.0: "model above 0.8: 1",
+        }
+        assert result.reason == [told[c] for c in batch]
+        refused = [status is Status.FILTERED for status in result.status]
+        assert refused == [c in (0.2, 1.0) for c in batch]
+        np.testing.assert_array_equal(result.answered, [c in (0.2, 0.4, 0.6, 1.0) for c in batch])
+        np.testing.assert_array_equal(np.isfinite(result.points[:, 0]), result.ok)
+    distinct = {c for batch in batches for c in batch if c is not None}
+    assert sorted(cheap.seen) == sorted(distinct)
+    assert sorted(model.seen) == sorted(distinct - {0.0, 0.2})
+    assert sorted(costly.seen) == sorted(distinct - {0.0, 0.2, 1.0})
+    assert objective.costliest is costly
+    assert objective.evaluations_spent() == len(distinct - {0.0, 0.2, 1.0})
+    objective.close()
+
+
+def test_a_filter_costs_the_penalty_counts_its_reason_and_has_no_weight() -> None:
+    prop = Table()
+    objective = Objective(
+        [Term(prop, UNIT)], "weighted", failure_penalty=-1.0, filters=[refuses(prop, equals=0.5)]
+    )
+    result = objective.score([0.5, 0.25, 0.75], list("abc"))
+    np.testing.assert_array_equal(result.reward, [0.5, -1, -1])
+    assert result.counts == {"filtered: table other than 0.5": 2, "ok": 1}
+    np.testing.assert_array_equal(result.scores["table"].value, [0.5, 0.25, 0.75])  # kept
+    assert sorted(prop.seen) == [0.25, 0.5, 0.75]
+    assert (result.spent, objective.range) == ({"table": 3}, (0.0, 1.0))
+
+
+def test_a_filter_that_breaks_stops_the_run_with_its_own_error() -> None:
+    broken = Raises("broken", [0.5])
+    broken.cost = CostClass.COMPOSITION
+    objective = Objective([Term(Costly("costly"), UNIT)], filters=[refuses(broken, min=0)])
+    with pytest.raises(NucleateError, match="'broken' raised on each of 8"):
+        objective.score([0.5] * 8, list("abcdefgh"))
+    objective.close()
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "why"),
+    [
+        ({"min": 0.5}, 0.31, "gap below 0.5: 0.31"),
+        ({"min": 0.5}, 0.5, ""),
+        ({"max": 2.0}, 2.5, "gap above 2: 2.5"),
+        ({"min": 0.5, "max": 2.0}, 1.0, ""),
+        ({"equals": 1}, 0.0, "gap other than 1: 0"),
+        ({"equals": 1}, 1.0, ""),
+    ],
+)
+def test_conditions(condition: dict, value: float, why: str) -> None:
+    assert FilterSettings(property="gap", **condition).refusal("gap", value) == why
+
+
+@pytest.mark.parametrize("condition", [{}, {"min": 2, "max": 1}, {"equals": 1, "min": 0}])
+def test_senseless_conditions_are_refused(condition: dict) -> None:
+    with pytest.raises(ValidationError):
+        FilterSettings(property="gap", **condition)
 
 
 def test_one_property_in_two_terms_is_evaluated_once() -> None:

@@ -27,7 +27,7 @@ def test_numbers_none_and_nan() -> None:
     assert isinstance(prop, Property)
     scores = prop.evaluate([1, -1, float("nan"), 3])
     np.testing.assert_array_equal(scores.value, [2, np.nan, np.nan, 6])
-    assert scores.status == [Status.OK, Status.FAILED, Status.FAILED, Status.OK]
+    assert scores.status == [Status.OK, Status.UNSUPPORTED, Status.FAILED, Status.OK]
     assert scores.reason[1:3] == ["twice gave no value", "twice gave nan"]
 
 
@@ -138,6 +138,7 @@ def test_function_in_another_interpreter(tmp_path: Path, bare: str) -> None:
     prop = make_property(f"{file}:longest", settings)
     scores = prop.evaluate(cubes(12))
     expected = {2: Status.CRASHED, 3: Status.TIMEOUT} | dict.fromkeys(range(4, 10), Status.FAILED)
+    expected[6] = Status.UNSUPPORTED
     assert scores.status == [expected.get(i, Status.OK) for i in range(12)]
     np.testing.assert_array_equal(scores.value[scores.ok], [0, 1, 10, 11])
     assert scores.reason[4].startswith("longest: ValueError: four File ")

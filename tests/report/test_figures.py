@@ -37,6 +37,19 @@ def test_a_line_breaks_where_a_value_is_missing() -> None:
     assert any(path.count("M") == 2 for path in paths)
 
 
+def test_a_scatter_chart_has_a_dot_for_each_point_and_a_larger_one_where_it_stands_out() -> None:
+    groups = [
+        ("<base>", "base", [(1.0, 2.0), (2.0, 1.0), (math.nan, 1.0)], [(2.0, 1.0)]),
+        ("tuned", "tuned", [(3.0, 3.0)], []),
+    ]
+    drawn = figures.scatter_chart(groups, title="t", x_label="x", y_label="y")
+    dots = [e for e in _parse(drawn).iter() if e.tag == "circle"]
+    assert sorted(dot.get("r") for dot in dots) == ["2.2", "2.2", "2.2", "4.5"]
+    assert {dot[0].text for dot in dots} == {"<base>: 1, 2", "<base>: 2, 1", "tuned: 3, 3"}
+    empty = figures.scatter_chart([], title="t", x_label="x", y_label="y")
+    assert "no data yet" in empty
+
+
 def test_histogram_counts_every_finite_value_once() -> None:
     values = [-5.0, -0.2, 0.0, 0.05, 0.1, 0.99, 7.0, math.nan]
     drawn = figures.histogram(

@@ -91,6 +91,7 @@ class Loop:
         self.algorithm = PPO(policy, prior, settings)
         self.bonus = NoveltyBonus(known, settings.novelty_bonus, settings.novelty_uses)
         self.guard = Guard(settings.guard)
+        self.front = objective.front() if len(objective.terms) > 1 else None
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds, self.stopped = 0, 0.0, ""
         self._next: _Submitted | None = None
@@ -237,7 +238,7 @@ class Loop:
             best = np.argsort(-reward, kind="stable")[:3]
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
-        if not result.ok.any():
+        if not result.answered.any():
             why = next(iter(result.counts))
             if screened.left or not screened.passed["valid"]:
                 return f"no crystal of step {self.step} could be scored: {why}"
@@ -294,6 +295,9 @@ class Loop:
                 )
             ),
         }
+        if self.front is not None:
+            self.front.add(result.points, current.digests)
+            metrics |= {"pareto_size": len(self.front), "hypervolume": self.front.hypervolume}
         if stable is not None and new is not None:
             metrics["funnel"].setdefault("stable", int(stable.sum()))
             metrics["funnel"]["new"] = int(new.sum())
@@ -331,6 +335,8 @@ class Loop:
         last = -1 if checkpoint is None else checkpoint.step
         self.store.rollback(last)
         self.run_directory.truncate_log(last)
+        if self.front is not None:
+            self.front = self.objective.front()
         if checkpoint is not None:
             state = checkpoint.state
             self.step, self.seconds = state["step"], state["seconds"]

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from nucleate.doctor import Check
+
 INTERRUPTED, TERMINATED = 130, 143
+MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[bold red]problem[/]"}
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -84,6 +87,25 @@ def quiet_libraries(debug: bool) -> None:
         warnings.filterwarnings("ignore")
         if not root.handlers:
             root.addHandler(logging.NullHandler())
+
+
+def show_checks(checks: Iterable[Check]) -> int:
+    """A line for each check as it comes.
+
+    Returns:
+        The number of problems, which is said too.
+    """
+    from rich.markup import escape
+
+    problems = 0
+    for check in checks:
+        problems += check.level.value == "problem"
+        mark = MARKS[check.level.value]
+        gap = " " * (8 - len(check.level.value))
+        out().print(f"{mark}{gap}{escape(check.name):<28} {escape(check.detail)}", soft_wrap=True)
+    if problems:
+        say(f"{problems} problem{'s' if problems > 1 else ''}")
+    return problems
 
 
 def names(text: str | None) -> list[str]:
@@ -153,6 +175,13 @@ def comparison_table(compared: Mapping[str, Any], before: str, after: str) -> Ta
         kept = "" if row["kept"] else f" (floor {row['floor']:.2f})"
         sides = (f"{row[side]:.4g}" for side in ("base", "tuned"))
         made.add_row(row["label"], *sides, f"{TIMES}{row['ratio']:.2f}{kept}")
+    for i, row in enumerate(compared.get("objective", {}).get("rows", ())):
+        if not i:
+            made.add_section()
+            made.add_row(f"[dim]by the objective, {compared['objective']['n']:,} samples each[/]")
+        unit = f", {row['unit']}" if row["unit"] else ""
+        sides = ("" if row[side] is None else f"{row[side]:.4g}" for side in ("base", "tuned"))
+        made.add_row(f"{row['label']}{unit}", *sides, "")
     return made
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from nucleate import __version__
-from nucleate.cli import console, data, hulls, judging, models, runs, system, tuning
+from nucleate.cli import checking, console, data, hulls, judging, models, runs, system, tuning
 from nucleate.errors import NucleateError, StorageError
 
 
@@ -83,6 +83,7 @@ def options(
 
 
 app.command("doctor")(system.doctor)
+app.command("check")(checking.check)
 app.command("tune")(tuning.tune)
 app.command("sample")(models.sample)
 app.command("score")(judging.score)
@@ -91,6 +92,7 @@ app.command("report")(runs.report)
 app.command("verify")(runs.verify)
 app.command("recipe")(runs.recipe)
 app.command("pretrain")(models.pretrain)
+app.add_typer(checking.app, name="explain")
 app.add_typer(data.app, name="data")
 app.add_typer(hulls.app, name="hull")
 app.add_typer(models.import_app, name="import")

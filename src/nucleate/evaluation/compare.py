@@ -21,9 +21,12 @@ from nucleate.evaluation.intervals import (
     ratio,
     seed_ratio,
 )
+from nucleate.evaluation.outcome import markdown
 from nucleate.evaluation.summary import pool
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nucleate.evaluation.summary import Evaluation
 
 GUARDS = {"systems": 0.85, "space_groups": 0.85, "mean_sites": 0.75, "mean_atoms": 0.75}
@@ -238,6 +241,8 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
             f"samples that hold the element, largest changes: {movers or 'none'}."
         ),
         "",
+        *(markdown(comparison["objective"]) if "objective" in comparison else ()),
+        *([""] if "objective" in comparison else ()),
         "Methods: " + "; ".join(f"{what}: {how}" for what, how in comparison["methods"].items()),
     ]
     return "\n".join(lines) + "\n"
@@ -327,6 +332,16 @@ def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "ratio_value": row["ratio"],
             }
         )
+    for row in comparison.get("objective", {}).get("rows", ()):
+        flat.append(
+            {
+                "quantity": row["quantity"],
+                "hull": "",
+                "crystals": "as the objective has them",
+                "base_value": row["base"],
+                "tuned_value": row["tuned"],
+            }
+        )
     return flat
 
 
@@ -349,9 +364,14 @@ def write_json(value: Any, path: Path) -> None:
     )
 
 
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, with an empty cell for NaN."""
+    _write(path, table.to_csv(index=False))
+
+
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     """Write ``<name>.csv`` (one row a crystal) and ``<name>.json`` (summary)."""
-    _write(directory / f"{evaluation.name}.csv", evaluation.table.to_csv(index=False))
+    write_table(evaluation.table, directory / f"{evaluation.name}.csv")
     write_json(evaluation.summary, directory / f"{evaluation.name}.json")
 
 
@@ -360,7 +380,7 @@ def write_comparison(comparison: Mapping[str, Any], directory: Path) -> None:
     import pandas as pd
 
     write_json(comparison, directory / COMPARISON_JSON)
-    _write(directory / RESULTS_CSV, pd.DataFrame(to_rows(comparison)).to_csv(index=False))
+    write_table(pd.DataFrame(to_rows(comparison)), directory / RESULTS_CSV)
     _write(directory / RESULTS_MARKDOWN, to_markdown(comparison))
 
 

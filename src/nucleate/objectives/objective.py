@@ -1,12 +1,15 @@
 """The objective: from crystals to one reward each, with every raw value kept.
 
-    dedupe by digest -> the run's store -> the project's cache -> evaluate -> record -> shape ->
-    combine
+    dedupe by digest -> the run's store -> the project's cache -> evaluate -> record -> filter ->
+    shape -> combine
 
 Evaluation runs beside the caller: :meth:`Objective.submit` returns at once and
 :meth:`PendingScores.result` waits, so that scoring overlaps with sampling and updating. Results
 must be taken in the order of submission. A crystal that is being evaluated for an earlier
 submission is not evaluated again.
+
+Properties are evaluated from the cheapest to the costliest, and what a filter on one of them
+refuses is not evaluated by those that follow: they wait for the filter, in their own thread.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +26,8 @@ import numpy as np
 
 from nucleate.errors import RecipeError
 from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property
-from nucleate.objectives.settings import Combine, ObjectiveSettings
+from nucleate.objectives.pareto import ParetoFront
+from nucleate.objectives.settings import Combine, FilterSettings, ObjectiveSettings
 from nucleate.objectives.shaping import Shaping
 from nucleate.protocols import CostClass, Property, Scores, Status
 from nucleate.store.cache import EvaluationCache
@@ -31,6 +35,10 @@ from nucleate.store.experience import Evaluation, ExperienceStore
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+
+_COSTS = list(CostClass)
+"""The cheapest first."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,14 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """A property, and the values of it that a crystal may have."""
+
+    property: Property
+    settings: FilterSettings
+
+
+@dataclass(frozen=True)
 class ObjectiveResult:
     """What the objective says of B crystals, order kept.
 
@@ -51,7 +67,7 @@ class ObjectiveResult:
         scores: raw values by property.
         shaped: (B,) scores of each term by ``property`` (``property#2`` where a property stands
             in several terms); NaN where there is no value.
-        status: B statuses; the first term that failed decides.
+        status: B statuses; the cheapest property that failed, or whose filter refuses, decides.
         reason: B strings, empty where OK.
         spent: evaluations charged to this step, by property, whoever computed them.
         reused: distinct crystals whose value the run knew, by property.
@@ -67,8 +83,20 @@ class ObjectiveResult:
 
     @property
     def ok(self) -> np.ndarray:
-        """(B,) bool, True where every term has a value."""
+        """(B,) bool, True where every filter lets pass and every term has a value."""
         return np.array([status is Status.OK for status in self.status], dtype=bool)
+
+    @property
+    def points(self) -> np.ndarray:
+        """(B, T) scores, NaN in the rows of crystals that are not OK."""
+        points = np.stack(list(self.shaped.values()), axis=1)
+        points[~self.ok] = np.nan
+        return points
+
+    @property
+    def answered(self) -> np.ndarray:
+        """(B,) bool, True where the objective has a verdict: a score, or the no of a filter."""
+        return np.array([s in (Status.OK, Status.FILTERED) for s in self.status], dtype=bool)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -91,10 +119,18 @@ class _Work:
     known: dict[str, Evaluation]
     borrowed: dict[str, _Work]
     future: Future[dict[str, Evaluation]] | None
-    asked: list[str]
-    step: int
+    step: int | None
     spent: int = 0
     recorded: dict[str, Evaluation] | None = None
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        """By digest, recorded or not; waits."""
+        lent = {
+            digest: found[digest]
+            for digest, other in self.borrowed.items()
+            if digest in (found := other.evaluations())
+        }
+        return {**self.known, **lent, **(self.future.result() if self.future is not None else {})}
 
 
 class PendingScores:
@@ -121,33 +157,43 @@ class PendingScores:
             StorageError: the values can't be recorded.
         """
         if self._result is None:
-            scores = {}
+            scores: dict[str, Scores] = {}
+            status, reason = list(self._status), list(self._reason)
             for name, work in self._works.items():
                 evaluations = self._objective._collect(work)
-                scores[name] = self._scores(evaluations)
-            self._result = self._objective._combine(scores, self._status, self._reason)
-            self._result = ObjectiveResult(
-                **{
-                    **vars(self._result),
-                    "spent": {name: work.spent for name, work in self._works.items()},
-                    "reused": {
-                        name: len(set(work.asked)) - work.spent
-                        for name, work in self._works.items()
-                    },
-                }
+                scores[name] = self._scores(evaluations, status, reason)
+                self._objective._filter(name, scores[name], status, reason)
+            self._result = replace(
+                self._objective._combine(scores, status, reason),
+                spent={name: work.spent for name, work in self._works.items()},
+                reused={
+                    name: len(work.recorded or {}) - work.spent
+                    for name, work in self._works.items()
+                },
             )
         return self._result
 
-    def _scores(self, evaluations: Mapping[str, Evaluation]) -> Scores:
-        """Spread evaluations by digest over the B crystals."""
+    def _scores(
+        self,
+        evaluations: Mapping[str, Evaluation],
+        status: Sequence[Status],
+        reason: Sequence[str],
+    ) -> Scores:
+        """Spread evaluations by digest over the B crystals.
+
+        Args:
+            evaluations: of those that were to be evaluated.
+            status: B statuses, which the others keep.
+            reason: B reasons, likewise.
+        """
         value = np.full(len(self._digests), np.nan)
-        status, reason = list(self._status), list(self._reason)
+        status, reason = list(status), list(reason)
         columns = {name for evaluation in evaluations.values() for name in evaluation.extra}
         extra = {name: np.full(len(self._digests), np.nan) for name in sorted(columns)}
         for i, digest in enumerate(self._digests):
-            if status[i] is not Status.OK:
+            evaluation = evaluations.get(digest)
+            if self._status[i] is not Status.OK or evaluation is None:
                 continue
-            evaluation = evaluations[digest]
             value[i], status[i], reason[i] = evaluation.value, evaluation.status, evaluation.reason
             for name, number in evaluation.extra.items():
                 extra[name][i] = number
@@ -157,15 +203,19 @@ class PendingScores:
 class Objective:
     """Shaped properties and how they combine.
 
+    Attributes:
+        labels: of the terms: ``property``, and ``property#2`` where it stands in several.
+
     Args:
         terms: at least one.
         combine: ``mean`` and ``weighted`` (arithmetic), ``product``, ``min``, ``geometric``
             (weighted), or ``chebyshev``: minus the largest weighted distance of a term from the
             best score of its shaping.
-        failure_penalty: reward of a crystal without a value for some term; by default the lowest
-            reward that a crystal with values can get.
+        failure_penalty: reward of a crystal without a value for some term, or that a filter
+            refuses; by default the lowest reward that a crystal with values can get.
         store: record of the run; one in memory by default.
         cache: what other runs have computed; none by default.
+        filters: what a crystal has to be; they have no part in the score.
         crystals: what was done to the crystals of these digests before they are handed in, such
             as a relaxation; part of the keys that values are stored under.
 
@@ -181,21 +231,29 @@ class Objective:
         failure_penalty: float | None = None,
         store: ExperienceStore | None = None,
         cache: EvaluationCache | None = None,
+        *,
+        filters: Sequence[Filter] = (),
         crystals: str = "",
     ) -> None:
         if not terms:
             raise RecipeError("An objective needs at least one term.")
-        self.terms = tuple(terms)
+        self.terms, self.filters = tuple(terms), tuple(filters)
         self.combine = combine
-        self.properties: dict[str, Property] = {}
-        for term in self.terms:
-            known = self.properties.setdefault(term.property.name, term.property)
-            if known.key != term.property.key:
+        names = [term.property.name for term in self.terms]
+        before = [names[:i].count(name) for i, name in enumerate(names)]
+        self.labels = [f"{n}#{k + 1}" if k else n for n, k in zip(names, before, strict=True)]
+        properties: dict[str, Property] = {}
+        filtering = [entry.property for entry in self.filters]
+        for prop in (*filtering, *(term.property for term in self.terms)):
+            known = properties.setdefault(prop.name, prop)
+            if known.key != prop.key:
                 raise RecipeError(
                     f"Two different properties are called {known.name!r}.",
-                    f"Their keys are {known.key!r} and {term.property.key!r}.",
+                    f"Their keys are {known.key!r} and {prop.key!r}.",
                     "Rename one of them.",
                 )
+        by_cost = sorted(properties.values(), key=lambda prop: _COSTS.index(prop.cost))
+        self.properties = {prop.name: prop for prop in by_cost}
         self.store = store if store is not None else ExperienceStore(":memory:")
         self.cache = cache
         self.crystals = crystals
@@ -222,7 +280,7 @@ class Objective:
         """Build an objective from a recipe.
 
         Args:
-            settings: terms and combination.
+            settings: filters, terms and combination.
             store: record of the run.
             cache: what other runs have computed.
             properties: properties made already, by the name that the recipe uses.
@@ -234,19 +292,38 @@ class Objective:
             RecipeError: an unknown property or setting.
         """
         made: dict[str, Property] = dict(properties or {})
-        for term in settings.terms:
-            if term.property not in made:
-                made[term.property] = make_property(
-                    term.property, term.settings, resources=resources, base=base
+        for entry in settings.properties:
+            if entry.property not in made:
+                made[entry.property] = make_property(
+                    entry.property, entry.settings, resources=resources, base=base
                 )
         terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
-        return cls(terms, settings.combine, settings.failure_penalty, store, cache, crystals)
+        filters = [Filter(made[entry.property], entry) for entry in settings.filters]
+        return cls(
+            terms,
+            settings.combine,
+            settings.failure_penalty,
+            store,
+            cache,
+            filters=filters,
+            crystals=crystals,
+        )
 
     @property
     def costliest(self) -> Property:
         """The property whose evaluations are the budget."""
-        order = list(CostClass)
-        return max(self.properties.values(), key=lambda prop: order.index(prop.cost))
+        return max(self.properties.values(), key=lambda prop: _COSTS.index(prop.cost))
+
+    def as_drawn(self) -> Objective:
+        """The same objective for crystals to which nothing was done."""
+        return Objective(
+            self.terms,
+            self.combine,
+            self.failure_penalty,
+            self.store,
+            self.cache,
+            filters=self.filters,
+        )
 
     def key(self, prop: Property) -> str:
         """What values of a property are stored under."""
@@ -256,12 +333,21 @@ class Objective:
         """Evaluations of the costliest property so far."""
         return self.store.evaluations_spent(self.costliest.name)
 
+    def front(self) -> ParetoFront:
+        """The Pareto front of all crystals of the store that a step has sampled, by digest."""
+        front = ParetoFront([term.shaping.range for term in self.terms])
+        crystals = self.store.crystals(*self.properties)
+        scores = [term.shaping(crystals[term.property.name]) for term in self.terms]
+        ok = crystals["status"] == Status.OK.value
+        front.add(np.stack(scores, axis=1)[ok], crystals["digest"][ok].tolist())
+        return front
+
     def score(
         self,
         structures: Sequence[Structure | None],
         digests: Sequence[str],
         *,
-        step: int = 0,
+        step: int | None = 0,
         reasons: Sequence[str] | None = None,
         precomputed: Mapping[str, Scores] | None = None,
     ) -> ObjectiveResult:
@@ -275,7 +361,7 @@ class Objective:
         structures: Sequence[Structure | None],
         digests: Sequence[str],
         *,
-        step: int = 0,
+        step: int | None = 0,
         reasons: Sequence[str] | None = None,
         precomputed: Mapping[str, Scores] | None = None,
     ) -> PendingScores:
@@ -284,7 +370,7 @@ class Objective:
         Args:
             structures: B structures, None where a crystal could not be decoded or was screened.
             digests: B content hashes; equal hashes mean equal crystals.
-            step: step that is charged.
+            step: step that is charged; None for none, until one asks for the same values.
             reasons: B strings, why a structure is None.
             precomputed: values known from elsewhere, by property; they are recorded too.
         """
@@ -303,9 +389,13 @@ class Objective:
             if structure is not None:
                 first.setdefault(digest, i)
         pending = PendingScores(self, list(digests), status, reason)
+        filtering: list[_Work] = []
         for name, prop in self.properties.items():
             given = (precomputed or {}).get(name)
-            pending._works[name] = self._start(prop, structures, first, step, given)
+            work = self._start(prop, structures, first, step, given, tuple(filtering))
+            pending._works[name] = work
+            if any(entry.property.name == name for entry in self.filters):
+                filtering.append(work)
         return pending
 
     def close(self) -> None:
@@ -321,8 +411,9 @@ class Objective:
         prop: Property,
         structures: Sequence[Structure | None],
         first: Mapping[str, int],
-        step: int,
+        step: int | None,
         given: Scores | None,
+        filtering: Sequence[_Work],
     ) -> _Work:
         known = self.store.lookup(first, self.key(prop))
         running = self._running[prop.name]
@@ -336,21 +427,63 @@ class Objective:
             future = Future()
             future.set_result(dict(zip(missing, evaluations_of(given, rows, 0.0), strict=True)))
         elif missing:
-            chosen = [s for d in missing if (s := structures[first[d]]) is not None]
+            chosen = {d: s for d in missing if (s := structures[first[d]]) is not None}
             if prop.name not in self._threads:
                 self._threads[prop.name] = ThreadPoolExecutor(1, f"nucleate-{prop.name}")
-            future = self._threads[prop.name].submit(
-                evaluate, prop, missing, chosen, self.cache, self.key(prop)
-            )
-        work = _Work(prop, known, borrowed, future, list(first), step)
+            future = self._threads[prop.name].submit(self._evaluate, prop, chosen, filtering)
+        work = _Work(prop, known, borrowed, future, step)
         running.update(dict.fromkeys(missing, work))
         return work
+
+    def _evaluate(
+        self, prop: Property, structures: Mapping[str, Structure], filtering: Sequence[_Work]
+    ) -> dict[str, Evaluation]:
+        """Evaluate, by digest, what the filters on cheaper properties let pass; waits for them."""
+        passed = dict(structures)
+        for work in filtering:
+            name, evaluations = work.property.name, work.evaluations()
+            for digest in list(passed):
+                found = evaluations.get(digest)
+                if (
+                    found is None
+                    or found.status is not Status.OK
+                    or self._refusal(name, found.value)
+                ):
+                    del passed[digest]
+        if not passed:
+            return {}
+        return evaluate(prop, list(passed), list(passed.values()), self.cache, self.key(prop))
+
+    def _refusal(self, name: str, value: float) -> str:
+        """Why a filter refuses this value of a property; empty if none does."""
+        refusals = (
+            entry.settings.refusal(name, value)
+            for entry in self.filters
+            if entry.property.name == name
+        )
+        return next((why for why in refusals if why), "")
+
+    def _filter(self, name: str, scores: Scores, status: list[Status], reason: list[str]) -> None:
+        """Mark, in place, what the filters on a property refuse."""
+        if not any(entry.property.name == name for entry in self.filters):
+            return
+        for i, entry in enumerate(scores.status):
+            if status[i] is not Status.OK:
+                continue
+            if entry is not Status.OK:
+                status[i], reason[i] = entry, scores.reason[i]
+            elif why := self._refusal(name, float(scores.value[i])):
+                status[i], reason[i] = Status.FILTERED, why
 
     def _collect(self, work: _Work) -> dict[str, Evaluation]:
         """Evaluations of all digests asked for, recorded; waits."""
         if work.recorded is None:
             prop = work.property
-            lent = {d: self._collect(other)[d] for d, other in work.borrowed.items()}
+            lent = {
+                digest: found[digest]
+                for digest, other in work.borrowed.items()
+                if digest in (found := self._collect(other))
+            }
             running = self._running[prop.name]
             try:
                 fresh = work.future.result() if work.future is not None else {}
@@ -409,13 +542,11 @@ class Objective:
     def _combine(
         self, scores: Mapping[str, Scores], status: Sequence[Status], reason: Sequence[str]
     ) -> ObjectiveResult:
-        shaped: dict[str, np.ndarray] = {}
+        shaped = {
+            label: np.asarray(term.shaping(scores[term.property.name].value), dtype=np.float64)
+            for label, term in zip(self.labels, self.terms, strict=True)
+        }
         final_status, final_reason = list(status), list(reason)
-        for term in self.terms:
-            name, number = term.property.name, 1
-            while (label := name if number == 1 else f"{name}#{number}") in shaped:
-                number += 1
-            shaped[label] = np.asarray(term.shaping(scores[name].value), dtype=np.float64)
         for prop_scores in scores.values():
             for i, entry in enumerate(prop_scores.status):
                 if final_status[i] is Status.OK and entry is not Status.OK:

@@ -1,7 +1,8 @@
-"""What a recipe says of the objective: terms, how they combine, what a failure costs."""
+"""What a recipe says of the objective: filters, terms, how they combine, what a failure costs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -12,26 +13,84 @@ from nucleate.objectives.shaping import Shaping
 Combine = Literal["mean", "weighted", "product", "min", "geometric", "chebyshev"]
 
 
-class TermSettings(Settings):
-    """One property, shaped."""
+class PropertySettings(Settings):
+    """One property."""
 
     property: str = option(
         description="name of a property, or path/to/file.py:function", min_length=1
     )
     settings: dict[str, Any] = option(dict, description="settings of that property")
+
+
+class FilterSettings(PropertySettings):
+    """A property, and the values of it that a crystal may have."""
+
+    min: float | None = option(
+        None, description="least value that passes", unit="unit of the property"
+    )
+    max: float | None = option(
+        None, description="greatest value that passes", unit="unit of the property"
+    )
+    equals: float | None = option(
+        None, description="the only value that passes", unit="unit of the property"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min is None and self.max is None and self.equals is None:
+            raise ValueError("a filter needs a condition: give min, max or equals")
+        if self.equals is not None and not (self.min is None and self.max is None):
+            raise ValueError("equals leaves nothing for min and max to say: drop one or the other")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"nothing passes: min {self.min:g} is above max {self.max:g}")
+        return self
+
+    def refusal(self, name: str, value: float) -> str:
+        """Why a value does not pass, such as "band_gap below 0.5: 0.31"; empty if it does.
+
+        Args:
+            name: what to call the property.
+            value: finite, in the unit of the property.
+        """
+        if self.min is not None and value < self.min:
+            return f"{name} below {self.min:g}: {value:.6g}"
+        if self.max is not None and value > self.max:
+            return f"{name} above {self.max:g}: {value:.6g}"
+        if self.equals is not None and value != self.equals:
+            return f"{name} other than {self.equals:g}: {value:.6g}"
+        return ""
+
+    @property
+    def condition(self) -> str:
+        """The condition in words, such as "0.5 to 2"."""
+        if self.equals is not None:
+            return f"exactly {self.equals:g}"
+        if self.min is None:
+            return f"at most {self.max:g}"
+        return f"at least {self.min:g}" if self.max is None else f"{self.min:g} to {self.max:g}"
+
+
+class TermSettings(PropertySettings):
+    """One property, shaped."""
+
     shaping: Shaping = option(description="how its value becomes a score")
     weight: float = option(1.0, description="its weight in the combination", gt=0)
 
 
 class ObjectiveSettings(Settings):
-    """Terms and their combination."""
+    """Terms and their combination, and what a crystal has to be to count at all."""
 
+    filters: tuple[FilterSettings, ...] = option(
+        (),
+        description="what a crystal has to be; one that is not gets the failure penalty, and "
+        "properties that cost more are not evaluated",
+    )
     terms: tuple[TermSettings, ...] = option(description="shaped properties", min_length=1)
     combine: Combine = option("mean", description="how scores become one reward")
     failure_penalty: float | None = option(
         None,
-        description="reward of a crystal that can't be decoded, is invalid, or whose evaluation "
-        "failed; null for the lowest reward that a crystal can get",
+        description="reward of a crystal that can't be decoded, is invalid, whose evaluation "
+        "failed, or that a filter refuses; null for the lowest reward that a crystal can get",
         unit="reward",
     )
 
@@ -51,10 +110,26 @@ class ObjectiveSettings(Settings):
                         f"'{term.shaping.type}' of term {i} ({term.property}) reaches "
                         f"{term.shaping.range[0]:g}: use 'linear' or 'sigmoid' there"
                     )
-        names = [term.property for term in self.terms]
-        repeated = {name for name in names if names.count(name) > 1}
-        for name in repeated:
-            settings = [term.settings for term in self.terms if term.property == name]
-            if any(entry != settings[0] for entry in settings):
-                raise ValueError(f"{name} stands in several terms with different settings")
+        first: dict[str, dict[str, Any]] = {}
+        for entry in self.properties:
+            if first.setdefault(entry.property, entry.settings) != entry.settings:
+                raise ValueError(f"{entry.property} stands here twice with different settings")
         return self
+
+    @property
+    def properties(self) -> tuple[PropertySettings, ...]:
+        """All that names a property: filters, then terms."""
+        return (*self.filters, *self.terms)
+
+    def updated(self, change: Callable[[PropertySettings], Mapping[str, Any]]) -> Self:
+        """The same objective with some keys of its filters and terms changed.
+
+        Args:
+            change: gives, for a filter or term, the keys that change.
+        """
+        return self.model_copy(
+            update={
+                "filters": tuple(f.model_copy(update=change(f)) for f in self.filters),
+                "terms": tuple(t.model_copy(update=change(t)) for t in self.terms),
+            }
+        )

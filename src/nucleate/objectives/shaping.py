@@ -17,6 +17,11 @@ from nucleate.config import Settings, option
 Direction = Literal["maximise", "minimise"]
 
 
+def _logistic(value: np.ndarray | float) -> np.ndarray:
+    """1 / (1 + exp(-value)), without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(value)))
+
+
 class _Interval(Settings):
     """Settings with two ends, low below high."""
 
@@ -69,13 +74,29 @@ class Linear(_Interval):
 
 
 class Target(Settings):
-    """1 at the target, falling on both sides, to 0 at ``width`` away (linear). Range [0, 1]."""
+    """1 near the target, falling linearly on both sides to 0 at ``width`` away. Range [0, 1].
+
+    clip((width - |value - target|) / (width - tolerance), 0, 1), which is MatInvent's line to a
+    target (its ``minv`` is the tolerance, its ``maxv`` the width).
+    """
 
     type: Literal["target"]
     target: float = option(description="wanted value", unit="unit of the property")
     width: float = option(
         description="distance at which the score is 0", unit="unit of the property", gt=0
     )
+    tolerance: float = option(
+        0.0, description="distance up to which the score is 1", unit="unit of the property", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.tolerance >= self.width:
+            raise ValueError(
+                f"tolerance must be below width (tolerance {self.tolerance:g}, width "
+                f"{self.width:g})"
+            )
+        return self
 
     @property
     def range(self) -> tuple[float, float]:
@@ -84,25 +105,34 @@ class Target(Settings):
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         """Score of values of any shape, same shape."""
-        return np.clip(1.0 - np.abs(np.asarray(value) - self.target) / self.width, 0.0, 1.0)
+        distance = np.abs(np.asarray(value, dtype=np.float64) - self.target)
+        return np.clip((self.width - distance) / (self.width - self.tolerance), 0.0, 1.0)
 
 
 class Distance(Settings):
-    """-min(|value - target|, cap)^power: the regression loss of a target. Range [-cap^power, 0]."""
+    """-min(|value - target|, cap)^power / scale. Range [-cap^power / scale, 0].
+
+    With ``scale`` the target and ``cap`` five times the target it is CrystalGym's reward of a bulk
+    modulus, max(-|value - target| / target, -5).
+    """
 
     type: Literal["distance"]
     target: float = option(description="wanted value", unit="unit of the property")
     cap: float = option(description="largest distance counted", unit="unit of the property", gt=0)
     power: Literal[1, 2] = option(1, description="1: absolute, 2: squared")
+    scale: float = option(
+        1.0, description="what the distance is divided by", unit="unit of the property^power", gt=0
+    )
 
     @property
     def range(self) -> tuple[float, float]:
         """Lowest and highest score."""
-        return -(self.cap**self.power), 0.0
+        return -(self.cap**self.power) / self.scale, 0.0
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         """Score of values of any shape, same shape."""
-        return -(np.minimum(np.abs(np.asarray(value) - self.target), self.cap) ** self.power)
+        distance = np.minimum(np.abs(np.asarray(value) - self.target), self.cap)
+        return -(distance**self.power) / self.scale
 
 
 class Window(_Interval):
@@ -150,16 +180,19 @@ class Sigmoid(Settings):
         scaled = (np.asarray(value, dtype=np.float64) - self.centre) / self.width
         if self.direction == "minimise":
             scaled = -scaled
-        return 0.5 * (1.0 + np.tanh(0.5 * scaled))  # the logistic function without overflow
+        return _logistic(scaled)
 
 
-class Exponential(Settings):
-    """exp(-|value - target| / scale). Range [0, 1]."""
+class DoubleSigmoid(_Interval):
+    """A window with soft edges: rises around ``low``, falls around ``high``. Range [0, 1].
 
-    type: Literal["exponential"]
-    target: float = option(description="wanted value", unit="unit of the property")
-    scale: float = option(
-        description="distance at which the score is 1/e", unit="unit of the property", gt=0
+    The difference of two logistic functions, scaled to 1 in the middle. At ``low`` and ``high`` it
+    is about one half if they are several ``width`` apart.
+    """
+
+    type: Literal["double_sigmoid"]
+    width: float = option(
+        description="how soft the edges are, as for 'sigmoid'", unit="unit of the property", gt=0
     )
 
     @property
@@ -169,7 +202,39 @@ class Exponential(Settings):
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         """Score of values of any shape, same shape."""
-        return np.exp(-np.abs(np.asarray(value, dtype=np.float64) - self.target) / self.scale)
+        half = (self.high - self.low) / (2.0 * self.width)
+        middle = (self.low + self.high) / 2.0
+        away = np.abs(np.asarray(value, dtype=np.float64) - middle) / self.width
+        # s(half + x) - s(x - half) is s(half + x) s(half - x) up to a factor, s the logistic
+        score = _logistic(half + away) * _logistic(half - away) / _logistic(half) ** 2
+        return np.minimum(score, 1.0)
+
+
+class Exponential(Settings):
+    """exp(-|value - target|^power / scale). Range [0, 1].
+
+    With ``power`` 2 it is CrystalGym's reward of a band gap (``scale`` 1) and of a density
+    (``scale`` the target).
+    """
+
+    type: Literal["exponential"]
+    target: float = option(description="wanted value", unit="unit of the property")
+    scale: float = option(
+        description="distance, to the power, at which the score is 1/e",
+        unit="unit of the property^power",
+        gt=0,
+    )
+    power: Literal[1, 2] = option(1, description="1: exponential, 2: Gaussian")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest score."""
+        return 0.0, 1.0
+
+    def __call__(self, value: np.ndarray) -> np.ndarray:
+        """Score of values of any shape, same shape."""
+        distance = np.abs(np.asarray(value, dtype=np.float64) - self.target)
+        return np.exp(-(distance**self.power) / self.scale)
 
 
 class Step(Settings):
@@ -221,6 +286,6 @@ class Log(_Interval):
 
 
 Shaping = Annotated[
-    Clip | Linear | Target | Distance | Window | Sigmoid | Exponential | Step | Log,
+    Clip | Linear | Target | Distance | Window | Sigmoid | DoubleSigmoid | Exponential | Step | Log,
     Field(discriminator="type"),
 ]

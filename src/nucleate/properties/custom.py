@@ -266,9 +266,10 @@ def _scores(name: str, answers: Sequence[Any]) -> Scores:
             continue
         if np.isfinite(number):
             value[i] = number
+        elif answer is None:
+            status[i], reason[i] = Status.UNSUPPORTED, f"{name} gave no value"
         else:
-            status[i] = Status.FAILED
-            reason[i] = f"{name} gave no value" if answer is None else f"{name} gave {number}"
+            status[i], reason[i] = Status.FAILED, f"{name} gave {number}"
     return Scores(value, status, reason)
 
 

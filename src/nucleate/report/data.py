@@ -48,6 +48,7 @@ METRICS = (
     "entropy",
     "clip_fraction",
     "gradient_norm",
+    "hypervolume",
     "n_systems",
     "mean_sites",
     "mean_atoms",

@@ -211,6 +211,48 @@ def histogram(
     return svg(width, height, f"{title}: {y_label} against {x_label}", body)
 
 
+def scatter_chart(
+    groups: Sequence[tuple[str, str, Sequence[tuple[float, float]], Sequence[tuple[float, float]]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Points of several sets, and some points of each that stand out.
+
+    Args:
+        groups: name, role, all points (x, y) and those that stand out, of each set.
+        title: above the chart.
+        x_label: with unit.
+        y_label: with unit.
+    """
+    width, height = 560.0, 380.0
+    points = [point for _, _, everything, _ in groups for point in everything]
+    points = [point for point in points if all(map(math.isfinite, point))]
+    if not points:
+        return _empty(width, height, title)
+    ends = []
+    for values in zip(*points, strict=True):
+        low, high = min(values), max(values)
+        pad = 0.05 * (high - low) or 0.1 * (abs(high) or 1.0)
+        ends.append((low - pad, high + pad))
+    frame = Frame(60, 46, width - 76, height - 92, ends[0], ends[1])
+    body = [text(0, 14, title, "title"), *_axes(frame, number, x_count=6)]
+    body.append(text(frame.left + frame.width / 2, height - 6, x_label, "label", "middle"))
+    body.append(text(0, 33, y_label, "label"))
+    pale = [(name, f"pale {role}", 2.2, everything) for name, role, everything, _ in groups]
+    standing_out = [(name, role, 4.5, chosen) for name, role, _, chosen in groups]
+    for name, css, radius, marked in (*pale, *standing_out):
+        body += [
+            f'<circle class="dot {css}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" '
+            f'r="{radius}"><title>{escape(name)}: {x:.4g}, {y:.4g}</title></circle>'
+            for x, y in marked
+            if math.isfinite(x) and math.isfinite(y)
+        ]
+    body.append(_legend(width, 33, [(name, role) for name, role, _, _ in groups]))
+    return svg(width, height, f"{title}: {y_label} against {x_label}", body)
+
+
 def interval_chart(
     rows: Sequence[tuple[str, Mapping[str, float], Mapping[str, float]]], *, title: str
 ) -> str:

@@ -20,6 +20,7 @@ from nucleate.report.data import REPORT_HTML, ReportData, load_run
 
 SECTIONS = (
     ("results", "Results"),
+    ("objective", "Objective"),
     ("crystals", "Best crystals"),
     ("training", "Training"),
     ("energies", "Energies and funnel"),
@@ -66,6 +67,7 @@ def render(data: ReportData) -> str:
     drawings = [drawing(crystal.structure) for crystal in data.crystals]
     bodies = {
         "results": sections.headline(data),
+        "objective": sections.objective(data),
         "crystals": gallery.crystals(data, cifs, drawings),
         "training": sections.curves(data),
         "energies": sections.energies(data),
@@ -74,10 +76,10 @@ def render(data: ReportData) -> str:
         "numbers": sections.table_of_results(data),
         "appendix": sections.appendix(data),
     }
-    links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in SECTIONS)
+    shown = [(key, name) for key, name in SECTIONS if bodies[key]]
+    links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in shown)
     content = "".join(
-        f'<section id="{key}"><h2>{escape(name)}</h2>{bodies[key]}</section>'
-        for key, name in SECTIONS
+        f'<section id="{key}"><h2>{escape(name)}</h2>{bodies[key]}</section>' for key, name in shown
     )
     style, script = _asset("style.css"), _asset("viewer.js")
     title = escape(f"{data.title} · nucleate")

@@ -7,13 +7,25 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import combinations
 from typing import Any
 
 from nucleate.evaluation.compare import drawn
+from nucleate.evaluation.outcome import number
 from nucleate.evaluation.summary import FUNNEL
 from nucleate.report import figures
 from nucleate.report.data import ReportData
-from nucleate.report.wording import DASH, percent, short, signed, span, symbol_html, times
+from nucleate.report.wording import (
+    DASH,
+    formula_html,
+    group_html,
+    percent,
+    short,
+    signed,
+    span,
+    symbol_html,
+    times,
+)
 
 HEADLINES = ("stable", "sun", "stable_new_formula")
 NAMES = {
@@ -134,6 +146,11 @@ def curves(data: ReportData) -> str:
         chart("Distance from the base model", "KL, nats a crystal", {"kl": "KL"}),
         chart("Entropy", "nats a crystal", {"entropy": "entropy"}, zero=False),
         chart("Chemical systems", "distinct, in a batch", {"n_systems": "systems"}),
+        *(
+            [chart("Trade-off", "hypervolume of the run's Pareto front", {"hypervolume": ""})]
+            if any(math.isfinite(v) for v in data.column("hypervolume"))
+            else []
+        ),
         chart("Size", "mean a crystal", {"mean_sites": "sites", "mean_atoms": "atoms"}),
     ]
     spent = [(p, math.fsum(_finite(data.column(f"seconds_{p}")))) for p in _PARTS]
@@ -169,6 +186,100 @@ def _spending(data: ReportData) -> str:
 
 
 _PARTS = ("sampling", "scoring", "updating")
+
+
+def objective(data: ReportData) -> str:
+    """What the objective says of base and tuned samples, with the Pareto fronts."""
+    said = data.comparison.get("objective")
+    if not said:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(str(row['label']))}</td><td>{escape(str(row['unit']))}</td>"
+        f"<td class='n'>{number(row['base'])}</td><td class='n'>{number(row['tuned'])}</td></tr>"
+        for row in said["rows"]
+    )
+    table = (
+        "<table><thead><tr><th></th><th>unit</th><th class='n'>base</th><th class='n'>tuned</th>"
+        f"</tr></thead><tbody>{rows}</tbody></table><p class='note'>{said['n']:,} samples each; "
+        f"scores combined by {escape(str(said['combine']))}; medians are of the crystals that "
+        "have a value.</p>"
+    )
+    pareto = said.get("pareto")
+    if not pareto:
+        return table + _refusals(said)
+    names = [escape(f"{term['label']}: {term['shaping']}") for term in pareto["terms"]]
+    note = (
+        f"<p class='note'>Large points are the Pareto front: no crystal of the same model is as "
+        f"good in every score and better in one. Hypervolume is that of the scores "
+        f"({'; '.join(names)}) from {escape(str(pareto['reference']))}.</p>"
+    )
+    pairs = list(combinations(range(len(pareto["terms"])), 2))[:MOST_PAIRS]
+    charts = "".join(f"<figure>{_trade_off(pareto, *pair)}</figure>" for pair in pairs)
+    return f'<div class="two"><div>{table}</div>{charts}</div>{note}{_front(pareto)}' + _refusals(
+        said
+    )
+
+
+MOST_PAIRS = 6
+"""Pairs of terms that are drawn."""
+
+
+def _trade_off(pareto: Mapping[str, Any], i: int, j: int) -> str:
+    labels = [
+        term["label"] + (f", {term['unit']}" if term["unit"] else "")
+        for term in (pareto["terms"][i], pareto["terms"][j])
+    ]
+
+    def points(values: Sequence[Sequence[float | None]]) -> list[tuple[float, float]]:
+        chosen = ((row[i], row[j]) for row in values)
+        return [(x, y) for x, y in chosen if x is not None and y is not None]
+
+    groups = [
+        (side, side, points(pareto[side]["values"]), points([r["values"] for r in front]))
+        for side in ("base", "tuned")
+        for front in [pareto[side]["front"]]
+    ]
+    return figures.scatter_chart(
+        groups, title="Base against tuned samples", x_label=labels[0], y_label=labels[1]
+    )
+
+
+def _front(pareto: Mapping[str, Any]) -> str:
+    heads = "".join(
+        f"<th class='n'>{escape(term['label'])} {escape(term['unit'])}</th>"
+        for term in pareto["terms"]
+    )
+    rows = "".join(
+        f"<tr><td>{side}</td><td>{formula_html(row['formula'])}</td>"
+        f"<td>{group_html(row['space_group'])}</td>"
+        + "".join(f"<td class='n'>{number(value)}</td>" for value in row["values"])
+        + "</tr>"
+        for side in ("tuned", "base")
+        for row in pareto[side]["front"]
+    )
+    return (
+        "<details><summary>Crystals on the fronts</summary><table><thead><tr><th></th><th>formula"
+        f"</th><th>space group</th>{heads}</tr></thead><tbody>{rows}</tbody></table></details>"
+    )
+
+
+def _refusals(said: Mapping[str, Any]) -> str:
+    reasons = sorted(
+        {reason for side in ("base", "tuned") for reason in said["lost"][side]},
+        key=lambda reason: -sum(said["lost"][side].get(reason, 0) for side in ("base", "tuned")),
+    )
+    if not reasons:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(reason)}</td><td class='n'>{said['lost']['base'].get(reason, 0):,}</td>"
+        f"<td class='n'>{said['lost']['tuned'].get(reason, 0):,}</td></tr>"
+        for reason in reasons
+    )
+    return (
+        "<details><summary>Why crystals have no score</summary><table><thead><tr><th>reason</th>"
+        f"<th class='n'>base</th><th class='n'>tuned</th></tr></thead><tbody>{rows}</tbody></table>"
+        "</details>"
+    )
 
 
 def energies(data: ReportData) -> str:

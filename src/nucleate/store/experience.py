@@ -193,7 +193,7 @@ class ExperienceStore(Database):
 
     def record(
         self,
-        step: int,
+        step: int | None,
         key: str,
         evaluations: Mapping[str, Evaluation],
         *,
@@ -206,7 +206,8 @@ class ExperienceStore(Database):
         """Write a step's evaluations of one property, in one transaction.
 
         Args:
-            step: step that is charged for them.
+            step: step that is charged for them; None for none, so that the first step that asks
+                for one of them is charged for it.
             key: cache key of the property (name, settings, weights).
             evaluations: newly found, by digest. A digest already known keeps its old value.
             name: name of the property.
@@ -413,8 +414,9 @@ class ExperienceStore(Database):
             known = {
                 digest: entry
                 for digest, *entry in self._rows(
-                    "SELECT digest, value, status, reason FROM evaluations WHERE property = "
-                    "(SELECT MAX(id) FROM properties WHERE name = ?)",
+                    "SELECT digest, value, status, reason FROM evaluations "
+                    "JOIN properties ON id = property "
+                    "WHERE name = ? AND step IS NOT NULL ORDER BY property",
                     (name,),
                 )
             }

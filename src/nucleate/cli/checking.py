@@ -1,0 +1,54 @@
+"""``nucleate check`` and ``nucleate explain objective``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nucleate.cli import console
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A built-in recipe, or a .yaml file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change the recipe, such as budget.evaluations=10000."),
+]
+
+app = typer.Typer(no_args_is_help=True, help="What a part of a recipe means.")
+
+
+def check(
+    recipe: RecipeName,
+    settings: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Evaluate the objective on 4 crystals too.")
+    ] = False,
+) -> None:
+    """Check that a recipe can run: model, elements, properties, folder, disk."""
+    from nucleate.checking import check
+
+    if console.show_checks(check(recipe, settings or (), trial=dry_run)):
+        raise typer.Exit(1)
+    console.result(f"{recipe} can run")
+
+
+@app.command()
+def objective(recipe: RecipeName, settings: Overrides = None) -> None:
+    """Each property of an objective: unit, shaping and its range, cost, and what it lacks."""
+    from nucleate.checking import explain_objective
+    from nucleate.objectives.explain import TYPICAL
+
+    parts = explain_objective(recipe, settings or ())
+    shown = console.table(("", "property", "unit", "wanted", "score", ">weight", "cost", "ready"))
+    for part in parts:
+        score = "" if part.range is None else f"{part.range[0]:g} to {part.range[1]:g}"
+        cost = "" if part.cost is None else f"{part.cost.value} ({TYPICAL[part.cost]})"
+        weight = "" if part.weight is None else f"{part.weight:g}"
+        ready = "no" if part.missing else "yes"
+        cells = (part.kind, part.name, part.unit or "", part.wanted, score, weight, cost, ready)
+        shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
+    console.out().print(shown)
+    for name, missing in {part.name: part.missing for part in parts if part.missing}.items():
+        console.result(f"{name} can't run: {missing}")

@@ -1,0 +1,239 @@
+"""What the objective says of samples of base and tuned model: values, rewards, Pareto fronts.
+
+The judge of :mod:`nucleate.evaluation.judge` says whether crystals are stable and new, whatever was
+asked for; this says whether what was asked for has become more frequent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nucleate.evaluation.intervals import Fraction, mean_interval
+from nucleate.objectives.explain import described
+from nucleate.objectives.pareto import ParetoFront
+from nucleate.protocols import Status
+from nucleate.structures.validity import check_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nucleate.design import Samples
+    from nucleate.objectives.objective import Objective
+
+CHUNK = 64
+"""Crystals whose values are recorded together."""
+SIDES = ("base", "tuned")
+FRONT_CSV = "pareto.csv"
+FRONT_FOLDER = "pareto"
+
+
+def outcome(objective: Objective, samples: Samples, n: int) -> pd.DataFrame:
+    """What the objective says of the first ``n`` samples, one row for each.
+
+    Values are recorded and charged to no step, so that an interrupted evaluation goes on.
+
+    Returns:
+        ``formula``, ``space_group``, ``reward``, ``status``, ``reason``, the value of each
+        property under its name, and each score under ``score of`` and the label of its term.
+    """
+    import pandas as pd
+
+    structures, digests = samples.structures[:n], samples.digests[:n]
+    reasons = [
+        first or second
+        for first, second in zip(samples.reasons[:n], check_all(structures), strict=True)
+    ]
+    valid = [None if why else s for s, why in zip(structures, reasons, strict=True)]
+    for start in range(0, len(valid), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        objective.score(valid[chunk], digests[chunk], step=None, reasons=reasons[chunk])
+    result = objective.score(valid, digests, step=None, reasons=reasons)
+    return pd.DataFrame(
+        {
+            "formula": [samples.batch.formula(i) for i in range(len(valid))],
+            "space_group": np.asarray(samples.batch.space_group[:n], dtype=np.int64),
+            "reward": result.reward,
+            "status": [status.value for status in result.status],
+            "reason": result.reason,
+            **{name: scores.value for name, scores in result.scores.items()},
+            **{_score(label): column for label, column in result.shaped.items()},
+        }
+    )
+
+
+def compare_outcomes(
+    objective: Objective, base: Sequence[pd.DataFrame], tuned: Sequence[pd.DataFrame]
+) -> dict[str, Any]:
+    """Base against tuned by the objective.
+
+    Args:
+        objective: what the tables were made by.
+        base: of :func:`outcome`, one for each seed.
+        tuned: the same, of as many samples.
+
+    Returns:
+        JSON-ready dictionary: ``n`` (samples of each), ``rows`` (a number of each side:
+        ``quantity``, ``label``, ``unit``, ``base``, ``tuned``), ``reward`` and ``scored`` with
+        intervals, ``lost`` (crystals without a reward by reason), and for two and more terms
+        ``pareto`` (terms, reference, front and all values of each side).
+    """
+    import pandas as pd
+
+    tables = {
+        name: pd.concat(parts, ignore_index=True)
+        for name, parts in zip(SIDES, (base, tuned), strict=True)
+    }
+    ok = {name: table[table["status"] == Status.OK.value] for name, table in tables.items()}
+    said: dict[str, Any] = {
+        "n": len(tables["base"]),
+        "combine": objective.combine,
+        "reward": {
+            name: asdict(mean_interval(table["reward"].tolist())) for name, table in tables.items()
+        },
+        "scored": {
+            name: Fraction.of(len(ok[name]), len(table)).as_dict() for name, table in tables.items()
+        },
+        "lost": {name: _lost(table) for name, table in tables.items()},
+    }
+    said["rows"] = [
+        _row("reward", "mean reward", "", *(said["reward"][side]["value"] for side in SIDES)),
+        _row(
+            "scored",
+            "passes and has a score, %",
+            "",
+            *(100 * said["scored"][side]["value"] for side in SIDES),
+        ),
+    ]
+    for name, prop in objective.properties.items():
+        middle = (_median(tables[side][name]) for side in SIDES)
+        said["rows"].append(_row(f"median_{name}", f"median {name}", prop.unit, *middle))
+    if len(objective.terms) > 1:
+        said["pareto"] = _pareto(objective, ok)
+        for key, label in (("hypervolume", "hypervolume"), ("size", "crystals on the front")):
+            numbers = (said["pareto"][side][key] for side in SIDES)
+            said["rows"].append(_row(key if key != "size" else "pareto_size", label, "", *numbers))
+    return said
+
+
+def _pareto(objective: Objective, ok: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    terms = [
+        {
+            "label": label,
+            "unit": term.property.unit,
+            "shaping": described(term.shaping),
+            "reference": term.shaping.range[0],
+            "best": term.shaping.range[1],
+        }
+        for label, term in zip(objective.labels, objective.terms, strict=True)
+    ]
+    names = [term.property.name for term in objective.terms]
+    said: dict[str, Any] = {
+        "terms": terms,
+        "reference": "the lowest score of every term; 1 is the volume of all possible scores",
+    }
+    for side, table in ok.items():
+        front = ParetoFront([term.shaping.range for term in objective.terms])
+        scores = table[[_score(label) for label in objective.labels]].to_numpy(dtype=np.float64)
+        front.add(scores, [str(i) for i in range(len(table))])
+        rows = sorted(map(int, front.names), key=lambda i: -scores[i, 0])
+        values = table[names].to_numpy(dtype=np.float64)
+        said[side] = {
+            "hypervolume": front.hypervolume,
+            "size": len(front),
+            "front": [
+                {
+                    "formula": str(table["formula"].iloc[i]),
+                    "space_group": int(table["space_group"].iloc[i]),
+                    "values": values[i].tolist(),
+                    "scores": scores[i].tolist(),
+                }
+                for i in rows
+            ],
+            "values": values.tolist(),
+        }
+    return said
+
+
+def write_front(objective: Objective, folder: Path) -> None:
+    """Write the Pareto front of all crystals of a run: ``pareto.csv``, and CIFs in ``pareto/``.
+
+    Args:
+        objective: with the store of the run.
+        folder: for both.
+    """
+    from nucleate.store.packing import unpack_batch
+    from nucleate.structures.writing import write_cifs, write_table
+    from nucleate.structures.wyckoff import decode
+
+    front = objective.front()
+    if not len(front):
+        return
+    known = objective.store.crystals(*objective.properties)
+    first = {digest: i for i, digest in reversed(list(enumerate(known["digest"].tolist())))}
+    order = sorted(range(len(front)), key=lambda k: -front.scores[k, 0])
+    digests = [front.names[k] for k in order]
+    structures = decode(unpack_batch(objective.store.tokens(digests)))[0]
+    kept = [k for k, s in enumerate(structures) if s is not None]
+    width = max(3, len(str(len(kept))))
+    rows = [first[digests[k]] for k in kept]
+    names = [f"{n:0{width}d}_{known['formula'][row]}" for n, row in enumerate(rows, 1)]
+    paths = write_cifs([s for s in structures if s is not None], folder / FRONT_FOLDER, names)
+    columns = ("formula", "space_group", "step", "reward", *objective.properties)
+    write_table(
+        [
+            {"cif": f"{FRONT_FOLDER}/{path.name}", **{c: known[c][row] for c in columns}}
+            for path, row in zip(paths, rows, strict=True)
+        ],
+        folder / FRONT_CSV,
+    )
+
+
+def markdown(said: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of a table of :func:`compare_outcomes`, with what it means."""
+    n = said["n"]
+    yield f"The objective on {n:,} samples each (scores combined by {said['combine']}):"
+    yield ""
+    yield "| objective | unit | base | tuned |"
+    yield "|---|---|---|---|"
+    for row in said["rows"]:
+        yield f"| {row['label']} | {row['unit']} | {number(row['base'])} | {number(row['tuned'])} |"
+    if "pareto" in said:
+        terms = "; ".join(f"{term['label']}: {term['shaping']}" for term in said["pareto"]["terms"])
+        yield ""
+        yield f"Hypervolume of the scores ({terms}) from {said['pareto']['reference']}."
+
+
+def number(value: float | None) -> str:
+    """A number in four digits; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    return f"{value:.4g}"
+
+
+def _row(quantity: str, label: str, unit: str, base: float, tuned: float) -> dict[str, Any]:
+    return {"quantity": quantity, "label": label, "unit": unit, "base": base, "tuned": tuned}
+
+
+def _score(label: str) -> str:
+    return f"score of {label}"
+
+
+def _median(values: pd.Series) -> float:
+    return float(values.median()) if values.notna().any() else math.nan
+
+
+def _lost(table: pd.DataFrame) -> dict[str, int]:
+    """Crystals without a reward of their own by status and reason, the most frequent first."""
+    lost = table[table["status"] != Status.OK.value]
+    labels = (
+        f"{status}: {str(reason).partition(':')[0]}"
+        for status, reason in zip(lost["status"], lost["reason"], strict=True)
+    )
+    return dict(Counter(labels).most_common())
