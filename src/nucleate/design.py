@@ -44,7 +44,7 @@ from nucleate.policies.checkpoint import (
 )
 from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.properties.stability import EnergyAboveHull
+from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
 from nucleate.recipe import STABILITY, Recipe, check_bonus, load_recipe
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
@@ -297,7 +297,7 @@ def _checked(recipe: Recipe) -> Recipe:
     terms = []
     for term in recipe.objective.terms:
         hull = term.settings.get("hull")
-        if term.property == STABILITY and isinstance(hull, str):
+        if term.property in (STABILITY, FormationEnergy.name) and isinstance(hull, str):
             term = term.model_copy(update={"settings": term.settings | {"hull": _hull(hull)}})
         terms.append(term)
     hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)
