@@ -20,7 +20,7 @@ ROCK_SALT = ([0, 0, 0], [0.5, 0.5, 0.5])
 
 
 def silicon() -> Structure:
-    return Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43102), ["Si"], [[0.125] * 3])
+    return Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43102), ["Si"], [[0, 0, 0]])
 
 
 FILMS = {

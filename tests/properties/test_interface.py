@@ -16,7 +16,7 @@ from nucleate.protocols import CostClass, Property, Status
 
 
 def germanium() -> Structure:
-    return Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.50), ["Ge"], [[0.125] * 3])
+    return Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.50), ["Ge"], [[0, 0, 0]])
 
 
 def half() -> Structure:
@@ -38,7 +38,7 @@ def test_equals_the_search_of_pymatgen() -> None:
     """With the settings of MatInvent, on all facets."""
     coords = [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.377]]
     film = Structure.from_spacegroup("P6_3mc", Lattice.hexagonal(3.80, 6.2), ["Zn", "O"], coords)
-    silicon = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43102), ["Si"], [[0.125] * 3])
+    silicon = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43102), ["Si"], [[0, 0, 0]])
     standard = SpacegroupAnalyzer(film, symprec=0.1).get_conventional_standard_structure()
     matches = SubstrateAnalyzer(max_area=60).calculate(standard, silicon)
     expected = min(match.match_area for match in matches)
