@@ -47,8 +47,9 @@ class Coincidence:
 
 def facets(highest: int) -> list[Facet]:
     """All facets, each once, of Miller indices up to the highest."""
-    found = []
-    for hkl in product(range(-highest, highest + 1), repeat=3):
+    found: list[Facet] = []
+    indices = range(-highest, highest + 1)
+    for hkl in product(indices, indices, indices):
         if any(hkl) and np.gcd.reduce(hkl) == 1 and next(i for i in hkl if i) > 0:
             found.append(hkl)
     return sorted(found, key=lambda hkl: (sum(map(abs, hkl)), [-i for i in hkl]))
