@@ -48,7 +48,7 @@ from nucleate.policies.checkpoint import (
 )
 from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.properties.stability import EnergyAboveHull
+from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
 from nucleate.protocols import Potential
 from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
@@ -365,7 +365,7 @@ def check_tensorboard(recipe: Recipe) -> None:
 def _hull_of(entry: PropertySettings) -> dict[str, Any]:
     """Settings of a term or filter with the path of its hull spelt out."""
     hull = entry.settings.get("hull")
-    if entry.property != STABILITY or not isinstance(hull, str):
+    if entry.property not in (STABILITY, FormationEnergy.name) or not isinstance(hull, str):
         return {}
     return {"settings": entry.settings | {"hull": _hull(hull)}}
 

@@ -136,29 +136,27 @@ def _property(prop: str, settings: Mapping[str, Any], workers: int) -> Iterator[
     if workers == 1 or not pooled:
         yield make_property(prop, settings)
         return
-    from nucleate.execution.local import PooledPotential, ProcessPool
+    from nucleate.execution.local import ProcessPool
 
     with ProcessPool(workers or None, potential=potential) as pool:
         if potential is not None:
-            settings = {**settings, "potential": PooledPotential(potential, pool)}
+            settings = {**settings, "potential": potential}
         yield make_property(prop, settings, resources={"pool": pool})
 
 
 def _pooled_potential(
     prop: str, settings: Mapping[str, Any]
 ) -> tuple[str | Mapping[str, Any] | None, bool]:
-    """The potential that worker processes compute, if any, and whether there is work for them.
+    """The potential that worker processes compute, if any, and whether there is work for them."""
+    from nucleate.execution.local import fits_workers
 
-    A potential of another interpreter has processes of its own.
-    """
     if plugins.is_custom(prop):
         return None, True
     parameters = inspect.signature(plugins.load(plugins.PROPERTIES, prop)).parameters
     if "potential" not in parameters:
         return None, "pool" in parameters
     potential = settings.get("potential", parameters["potential"].default)
-    isolated = isinstance(potential, Mapping) and potential.get("python") is not None
-    if isolated or not isinstance(potential, (str, Mapping)):
+    if not fits_workers(potential):
         return None, "pool" in parameters
     return potential, True
 

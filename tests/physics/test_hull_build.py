@@ -161,3 +161,33 @@ def test_a_fallback_on_another_scale_is_refused(crystals, tmp_path):
     )
     with pytest.raises(InputError, match="scale"):
         build_hull(crystals, Counting(), tmp_path / "a", name="h", fallback=other)
+
+
+def test_published_formation_energies_give_their_published_hull(shared, tmp_path):
+    """Compounds of Li, Fe, P and O: the hull below those off it is the one that was published."""
+    import pandas as pd
+    from pymatgen.core import Composition
+
+    from nucleate.physics.hull_import import import_hull
+
+    published = pd.read_parquet(shared / "data/energies/mp_hull_critexam_85014.parquet")
+    within = published["formula"].str.fullmatch(r"(?:(?:Li|Fe|P|O)[\d.]*)+")
+    published = published[within]
+    assert len(published) > 100
+    published.to_parquet(tmp_path / "table.parquet")
+    hull = import_hull(
+        tmp_path / "table.parquet",
+        name="mp",
+        correction="legacy",
+        energy_column="e_form_per_atom",
+    )
+    off = published[published["e_decomp_per_atom"] > 0]
+    fractions, _ = hull.fractions(off["formula"].tolist())
+    np.testing.assert_allclose(
+        hull.hull_energies(fractions), off["hull_e_form_per_atom"], atol=2e-3
+    )
+    on = published["on_hull"].sum()
+    assert len(hull) - len(hull.elements) == pytest.approx(on, abs=2)
+    systems = [set(Composition(f).elements) for f in published.loc[published["on_hull"], "formula"]]
+    lithium = sum(s <= set(Composition("LiFeO2").elements) for s in systems)
+    assert hull.support(["LiFeO2"])[0] == pytest.approx(lithium, abs=2)

@@ -9,7 +9,7 @@ from pymatgen.core import Lattice, Structure
 from nucleate.errors import InputError, RecipeError
 from nucleate.physics.hull import Hull
 from nucleate.physics.hull_card import HullCard
-from nucleate.properties.stability import EnergyAboveHull
+from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
 from nucleate.protocols import CostClass, PotentialResult, Property, Status
 
 
@@ -55,6 +55,30 @@ def test_value_and_extras(hull):
     np.testing.assert_allclose(scores.extra["formation_energy"], [-0.5, -1.0])
     np.testing.assert_array_equal(scores.extra["hull_support"], [1.0, 0.0])
     assert scores.ok.all()
+
+
+def test_support_counts_compounds_of_the_crystals_elements_only():
+    """Phases of subsystems compete too; the elements themselves and other systems don't count."""
+    fractions = np.array([[0.5, 0.5, 0], [0.25, 0.75, 0], [0.5, 0, 0.5], [0.2, 0.2, 0.6]])
+    hull = Hull(["Na", "Cl", "O"], fractions, -np.ones(4), -np.ones(3), CARD)
+    batch = [crystal("Na", "Cl"), crystal("Na", "Cl", "O"), crystal("Cl", "O"), crystal("K")]
+    support = EnergyAboveHull(Toy(), hull).evaluate(batch).extra["hull_support"]
+    np.testing.assert_array_equal(support, [2, 4, 0, np.nan])
+
+
+def test_formation_energy(hull):
+    """The column of the energy above hull as a value; failures are the same."""
+    batch = [crystal("Na", "Cl"), crystal("K", "Cl"), crystal("Na", "Cl", "Cl")]
+    potential = Toy(NaCl2=RuntimeError("no neighbours"))
+    above, formation = (
+        make(potential, hull).evaluate(batch) for make in (EnergyAboveHull, FormationEnergy)
+    )
+    np.testing.assert_array_equal(formation.value, above.extra["formation_energy"])
+    np.testing.assert_array_equal(formation.extra["e_above_hull"], above.value)
+    assert (formation.status, formation.reason) == (above.status, above.reason)
+    assert isinstance(FormationEnergy(potential, hull), Property)
+    assert FormationEnergy(potential, hull).key != EnergyAboveHull(potential, hull).key
+    assert "references" in FormationEnergy(potential, hull).description
 
 
 def test_every_failure_is_one_entry_with_status_and_reason(hull):

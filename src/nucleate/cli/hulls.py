@@ -67,6 +67,8 @@ def info(
             parts = loaded.decomposition(formula)
             text = " + ".join(f"{amount:.3f} {phase}" for phase, amount in parts.items())
             console.result(f"  {formula} -> {text} (fractions of atoms)")
+            n = int(loaded.support([formula])[0])
+            console.result(f"  {'support':<12} {n:,} known compounds of these elements compete")
 
 
 @app.command("build")

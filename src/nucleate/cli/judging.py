@@ -86,11 +86,16 @@ def score(
 
 def _show_scores(rows: list[dict[str, Any]], name: str) -> None:
     unit = f" / {rows[0]['unit']}" if rows[0]["unit"] else ""
-    shown = console.table(("source", "formula", f">{name}{unit}", "status"))
+    supported = any("hull_support" in row for row in rows)
+    heads = ("source", "formula", f">{name}{unit}", *[">hull support"] * supported, "status")
+    shown = console.table(heads)
     for row in rows[:MOST_SHOWN]:
         value = row[name]
         text = "" if math.isnan(value) else f"{value:.4g}" if name == "density" else f"{value:.4f}"
-        cells = (str(row["source"]), row["formula"], text, row["status"])
+        cells = [str(row["source"]), row["formula"], text, row["status"]]
+        if supported:
+            known = row.get("hull_support", math.nan)
+            cells.insert(3, "" if math.isnan(known) else f"{known:.0f}")
         shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
     console.out().print(shown)
     if len(rows) > MOST_SHOWN:

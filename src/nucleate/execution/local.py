@@ -239,6 +239,15 @@ def _relax(spec: Spec, settings: RelaxSettings, cells: list[Cell]) -> list[Relax
     return relax(cells, _potential(spec), settings)
 
 
+def fits_workers(potential: object) -> bool:
+    """True for the name or mapping of a potential that worker processes can hold.
+
+    One of another interpreter has processes of its own.
+    """
+    isolated = isinstance(potential, Mapping) and potential.get("python") is not None
+    return isinstance(potential, (str, Mapping)) and not isolated
+
+
 class PooledPotential:
     """A potential whose work is spread over a pool of processes.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleate import plugins
 from nucleate.errors import InputError, NucleateError
+from nucleate.execution.local import PooledPotential, fits_workers
 from nucleate.execution.meter import Meter, metered
 from nucleate.protocols import CostClass, Property, Scores, Status
 from nucleate.store.experience import Evaluation
@@ -37,7 +38,8 @@ def make_property(
     Args:
         name: name of a plug-in, or a file and function.
         settings: its settings.
-        resources: objects handed to those of its parameters that have these names.
+        resources: objects handed to those of its parameters that have these names. On a ``pool``
+            among them a potential that the settings name is computed too.
         base: folder that a file is relative to beside the working directory.
 
     Raises:
@@ -54,8 +56,12 @@ def make_property(
             path, function, pool=resources.get("pool"), **dict(settings or {})
         )
     parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
-    shared = {key: value for key, value in resources.items() if key in parameters}
-    made: Property = plugins.create(plugins.PROPERTIES, name, {**shared, **(settings or {})})
+    given = {key: value for key, value in resources.items() if key in parameters}
+    given |= settings or {}
+    if (pool := resources.get("pool")) is not None and fits_workers(given.get("potential")):
+        plugins.check_settings(plugins.PROPERTIES, name, given, f"property {name!r}")
+        given["potential"] = PooledPotential(given["potential"], pool)
+    made: Property = plugins.create(plugins.PROPERTIES, name, given)
     return made
 
 

@@ -1,6 +1,9 @@
-"""Relaxation of many crystals at once: atoms and cell, FIRE, each crystal with its own step size.
+"""Relaxation of many crystals at once, atoms and cell, each by quasi-Newton steps of its own.
 
-FIRE is Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006). The cell moves by strain increments,
+A step goes to the minimum of a quadratic model, no further than the model has proved right. The
+model starts from springs between neighbours (:mod:`nucleate.physics.springs`) and learns from
+every step (BFGS with Powell's damping: Nocedal and Wright, Numerical Optimization, 2006,
+algorithm 18.2); a step that went uphill is taken back. The cell moves by strain increments,
 ``lattice <- lattice exp(strain)``, atoms with it, so that volume stays positive and no rotation
 creeps in. As in ASE's cell filters the force on the cell is the virial over the number of atoms,
 and a crystal has converged when no atom and no row of the cell feels more than ``fmax``.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
 from nucleate.physics.cells import Cell, as_cell, as_structure, for_potential
+from nucleate.physics.springs import STRAINS, spring_stiffness
 from nucleate.physics.symmetry import Symmetry, find_symmetry, primitive_cell
 
 if TYPE_CHECKING:
@@ -49,7 +53,8 @@ class RelaxSettings:
         cell: whether the cell moves too.
         symprec: Å; if given, forces and stress are averaged over the symmetry operations found
             in the starting structure at this tolerance, so that it can't lose symmetry.
-        max_move: Å, the longest step of a crystal, over all its coordinates together.
+        max_move: Å, the longest move of an atom in one step, and the most that strain may change
+            a bond of 3 Å.
         volume_range: smallest and largest volume, relative to the start, that is not an explosion.
     """
 
@@ -120,109 +125,159 @@ class Relaxation:
     volume_ratio: float = float("nan")
 
 
-class _Fire:
-    """Step size and velocity of each of B crystals; coordinates lie end to end, (n, 3)."""
+TYPICAL_BOND = 3.0  # Å, turns a strain into a move
+UPHILL = 1e-4  # eV/atom; a step to an energy that is higher by more is taken back
+SCALE = (0.1, 4.0)  # by how much the first step may change the scale of the model
 
-    START, GROW, SHRINK, MIX, MIX_DECAY, LONGEST, PATIENCE = 0.1, 1.1, 0.5, 0.1, 0.99, 1.0, 5
 
-    def __init__(self, owner: np.ndarray, n: int, max_move: float) -> None:
-        self.owner, self.n, self.max_move = owner, n, max_move
-        self.velocity = np.zeros((len(owner), 3))
-        self.dt, self.mix = np.full(n, self.START), np.full(n, self.MIX)
-        self.downhill = np.zeros(n, dtype=np.int64)
+class _Model:
+    """Quadratic model of a crystal's energy, and how far it is trusted.
 
-    def _dot(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.bincount(self.owner, np.einsum("ij,ij->i", a, b), minlength=self.n)
+    Args:
+        stiffness: (d, d) eV/Å², positive definite; the first 3 N coordinates are those of atoms,
+            six more, if there are any, N times the strain.
+        n: N.
+        longest: Å, the longest move.
+    """
+
+    def __init__(self, stiffness: np.ndarray, n: int, longest: float) -> None:
+        self.stiffness, self.n, self.longest = stiffness, n, longest
+        self.radius, self.scaled = longest, False
 
     def step(self, force: np.ndarray) -> np.ndarray:
-        """(n, 3) moves for (n, 3) forces, and the next state."""
-        power = self._dot(force, self.velocity)
-        moving = self._dot(self.velocity, self.velocity) > 0
-        good = moving & (power > 0)
-        scale = np.sqrt(
-            self._dot(self.velocity, self.velocity) / np.maximum(self._dot(force, force), 1e-30)
-        )
-        keep = np.where(good, 1.0 - self.mix, 0.0)[self.owner, None]
-        add = np.where(good, self.mix * scale, 0.0)[self.owner, None]
-        self.velocity = keep * self.velocity + add * force
-        patient = good & (self.downhill > self.PATIENCE)
-        bad = moving & ~good
-        self.dt = np.where(patient, np.minimum(self.dt * self.GROW, self.LONGEST), self.dt)
-        self.dt = np.where(bad, self.dt * self.SHRINK, self.dt)
-        self.mix = np.where(patient, self.mix * self.MIX_DECAY, np.where(bad, self.MIX, self.mix))
-        self.downhill = np.where(good, self.downhill + 1, np.where(bad, 0, self.downhill))
-        self.velocity += self.dt[self.owner, None] * force
-        move = self.dt[self.owner, None] * self.velocity
-        length = np.sqrt(self._dot(move, move))
-        return move * np.minimum(1.0, self.max_move / np.maximum(length, 1e-30))[self.owner, None]
+        """(d,) move to the model's minimum, or as far towards it as the model is trusted."""
+        step = np.linalg.solve(self.stiffness, force)
+        return step * min(1.0, self.radius / max(self._length(step), 1e-12))
 
-    def keep(self, crystals: np.ndarray) -> None:
-        """Drop the crystals where the (B,) mask is False."""
-        rows = crystals[self.owner]
-        self.velocity = self.velocity[rows]
-        self.owner = (np.cumsum(crystals) - 1)[self.owner[rows]]
-        self.dt, self.mix = self.dt[crystals], self.mix[crystals]
-        self.downhill, self.n = self.downhill[crystals], int(crystals.sum())
+    def learn(self, step: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
+        """Take in the (d,) forces, eV/Å, at both ends of a step."""
+        push = self.stiffness @ step
+        model = float(step @ push)
+        expected, gained = before @ step - 0.5 * model, 0.5 * (before + after) @ step
+        if gained < 0.2 * expected:
+            self.radius = max(0.4 * self._length(step), 1e-3 * self.longest)
+        elif gained > 0.5 * expected:
+            self.radius = min(2.0 * self.radius, self.longest)
+        change = before - after
+        curvature = float(step @ change)
+        if not self.scaled:
+            scale = np.clip(curvature / model, *SCALE)
+            self.stiffness, push, model = scale * self.stiffness, scale * push, scale * model
+            self.scaled = True
+        if curvature < 0.2 * model:  # damped, so that no direction becomes soft at one stroke
+            part = 0.8 * model / (model - curvature)
+            change = part * change + (1 - part) * push
+            curvature = float(step @ change)
+        self.stiffness += np.outer(change, change) / curvature - np.outer(push, push) / model
+
+    def _length(self, step: np.ndarray) -> float:
+        """Å, the longest move of an atom, or that of a typical bond by the strain."""
+        atoms, strain = _parts(step, self.n)
+        moved = np.sqrt((atoms**2).sum(1).max())
+        return float(max(moved, TYPICAL_BOND * np.linalg.norm(strain, 2)))
+
+
+def _parts(step: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) Å moves of the atoms and the (3, 3) strain of a step."""
+    strain = np.zeros((3, 3))
+    if len(step) > 3 * n:
+        strain = np.einsum("k,kij->ij", step[3 * n :], STRAINS) / n
+    return step[: 3 * n].reshape(n, 3), strain
 
 
 @dataclass
-class _Member:
-    """A crystal under way."""
+class _Point:
+    """A cell with its energy, eV/atom, the (d,) force on its coordinates and the largest, eV/Å."""
 
-    index: int
-    start: Cell
     cell: Cell
-    symmetry: Symmetry | None
-    energy_before: float = float("nan")
-    energy: float = float("nan")
-    fmax: float = float("nan")
-    n_steps: int = 0
-    force: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))  # (N + 3, 3), cell last
+    energy: float
+    force: np.ndarray
+    fmax: float
 
-    def take(self, result: PotentialResult, settings: RelaxSettings) -> None:
-        n = len(self.cell.numbers)
+
+class _Member:
+    """A crystal under way: the best point so far, and the cell that is tried next."""
+
+    def __init__(self, index: int, cell: Cell, settings: RelaxSettings) -> None:
+        self.index, self.start, self.trial = index, cell, cell
+        self.settings, self.n_steps, self.energy_before = settings, 0, float("nan")
+        self.symmetry: Symmetry | None = None
+        if settings.symprec is not None:
+            self.symmetry = find_symmetry(cell, settings.symprec)
+        n = len(cell.numbers)
+        d = 3 * n + 6 if settings.cell else 3 * n
+        self.model = _Model(spring_stiffness(cell)[:d, :d], n, settings.max_move)
+        self.point: _Point | None = None
+        self.step = np.zeros(d)
+
+    def take(self, result: PotentialResult) -> None:
+        """What the potential says of the trial: it becomes the point, unless it lies uphill."""
+        n, lattice = len(self.start.numbers), self.trial.lattice
         forces, stress = result.forces, result.stress
-        lattice = self.cell.lattice
-        if forces is None or (settings.cell and stress is None):
+        if forces is None or (self.settings.cell and stress is None):
             raise InputError("the potential gave no forces or no stress")
         stress = np.zeros((3, 3)) if stress is None else stress
         if self.symmetry is not None:
             forces, stress = _symmetrise(forces, stress, lattice, self.symmetry)
-        virial = np.zeros((3, 3))
-        if settings.cell:
-            virial = -abs(np.linalg.det(lattice)) * 0.5 * (stress + stress.T) / n
-        self.force = np.concatenate([forces, virial])
-        self.fmax = float(np.sqrt((self.force**2).sum(1).max()))
-        self.energy = result.energy
+        virial = -abs(np.linalg.det(lattice)) * 0.5 * (stress + stress.T) / n
+        rows = np.concatenate([forces, virial]) if self.settings.cell else forces
+        force = np.concatenate([forces.ravel(), np.einsum("kij,ij->k", STRAINS, virial)])
+        fmax = float(np.sqrt((rows**2).sum(1).max()))
+        new = _Point(self.trial, result.energy, force[: len(self.step)], fmax)
+        if self.point is None:
+            self.point, self.energy_before = new, result.energy
+            return
+        if np.isfinite(fmax):
+            self.model.learn(self.step, self.point.force, new.force)
+        if not new.energy > self.point.energy + UPHILL:
+            self.point = new
 
-    def move(self, move: np.ndarray) -> None:
-        n = len(self.cell.numbers)
-        lattice, numbers, frac = self.cell
-        frac = frac + move[:n] @ np.linalg.inv(lattice)
-        strain = move[n:] / n
-        # exp(strain) to third order; the longest move keeps strains below 0.2.
+    def move(self) -> None:
+        """Choose the next trial."""
+        point = self.reached
+        lattice, numbers, frac = point.cell
+        self.step = self.model.step(point.force)
+        atoms, strain = _parts(self.step, len(numbers))
+        if self.symmetry is not None:
+            atoms, strain = _symmetrise(atoms, strain, lattice, self.symmetry)
+        # exp(strain) to third order; the longest move keeps strains below 0.1.
         grown = np.eye(3) + strain @ (np.eye(3) + strain @ (np.eye(3) / 2 + strain / 6))
-        self.cell = Cell(lattice @ grown, numbers, frac)
+        self.trial = Cell(lattice @ grown, numbers, frac + atoms @ np.linalg.inv(lattice))
         self.n_steps += 1
 
     @property
+    def reached(self) -> _Point:
+        """The best point; there is one once the potential has spoken."""
+        if self.point is None:
+            raise ValueError("the crystal was not evaluated yet")
+        return self.point
+
+    @property
     def volume_ratio(self) -> float:
-        return float(abs(np.linalg.det(self.cell.lattice)) / abs(np.linalg.det(self.start.lattice)))
+        """Of the trial, relative to the start."""
+        return _volume(self.trial) / _volume(self.start)
 
     def finish(self, status: RelaxStatus, reason: str = "") -> Relaxation:
-        shift = self.cell.frac_coords - self.start.frac_coords
-        shift = (shift - shift.mean(0)) @ self.cell.lattice
+        """The result at the best point, or, of an explosion, at the trial."""
+        point = self.reached
+        cell = self.trial if status is RelaxStatus.EXPLODED else point.cell
+        shift = cell.frac_coords - self.start.frac_coords
+        shift = (shift - shift.mean(0)) @ cell.lattice
         return Relaxation(
             status,
             reason,
-            as_structure(self.cell),
+            as_structure(cell),
             self.energy_before,
-            self.energy,
-            self.fmax,
+            point.energy,
+            point.fmax,
             self.n_steps,
             float(np.sqrt((shift**2).sum(1).mean())),
-            self.volume_ratio,
+            _volume(cell) / _volume(self.start),
         )
+
+
+def _volume(cell: Cell) -> float:
+    return abs(float(np.linalg.det(cell.lattice)))
 
 
 def _symmetrise(
@@ -261,28 +316,14 @@ def relax(
     members: list[_Member] = []
     for i, structure in enumerate(structures):
         try:
-            cell = as_cell(structure)
-            found = None if settings.symprec is None else find_symmetry(cell, settings.symprec)
-            members.append(_Member(i, cell, cell, found))
+            members.append(_Member(i, as_cell(structure), settings))
         except Exception as error:  # that structure's own failure
             done[i] = Relaxation(RelaxStatus.FAILED, str(error))
-    members = _evaluate(members, potential, settings, done, first=True)
-    sizes = [len(m.cell.numbers) + 3 for m in members]
-    fire = _Fire(np.repeat(np.arange(len(members)), sizes), len(members), settings.max_move)
-    while True:
-        keep = np.array([_ended(m, settings, deadline, done) for m in members], dtype=bool)
-        members = [m for m, stay in zip(members, keep, strict=True) if stay]
-        fire.keep(keep)
-        if not members:
-            break
-        moves = fire.step(np.concatenate([m.force for m in members]))
-        cuts = np.cumsum([len(m.force) for m in members])[:-1]
-        for member, move in zip(members, np.split(moves, cuts), strict=True):
-            member.move(move)
-        alive = _evaluate(members, potential, settings, done, first=False)
-        living = {id(m) for m in alive}
-        fire.keep(np.array([id(m) in living for m in members], dtype=bool))
-        members = alive
+    members = _evaluate(members, potential, settings, done)
+    while members := [m for m in members if not _ended(m, settings, deadline, done)]:
+        for member in members:
+            member.move()
+        members = _evaluate(members, potential, settings, done)
     return done  # type: ignore[return-value]  # the loop ends when every entry is set
 
 
@@ -331,26 +372,22 @@ def _evaluate(
     potential: Potential,
     settings: RelaxSettings,
     done: list[Relaxation | None],
-    *,
-    first: bool,
 ) -> list[_Member]:
-    """Forces of all members; those that can't be evaluated are done, the others are returned."""
+    """Forces of all trials; those that can't be evaluated are done, the others are returned."""
     results = potential.evaluate(
-        for_potential([m.cell for m in members], potential), forces=True, stress=settings.cell
+        for_potential([m.trial for m in members], potential), forces=True, stress=settings.cell
     )
     alive = []
     low, high = settings.volume_range
     for member, result in zip(members, results, strict=True):
         if isinstance(result, Exception):
-            if first:
+            if member.point is None:
                 done[member.index] = Relaxation(RelaxStatus.FAILED, str(result))
             else:
                 done[member.index] = member.finish(RelaxStatus.EXPLODED, str(result))
             continue
-        member.take(result, settings)
-        if first:
-            member.energy_before = result.energy
-        if not np.isfinite(member.fmax):
+        member.take(result)
+        if not np.isfinite(member.reached.fmax):
             done[member.index] = Relaxation(RelaxStatus.FAILED, "forces that are not finite")
         elif not low < member.volume_ratio < high:
             reason = f"the volume changed by a factor {member.volume_ratio:.2f}"
@@ -366,17 +403,18 @@ def _ended(
     deadline: float | None,
     done: list[Relaxation | None],
 ) -> bool:
-    """False, with the result noted, if this crystal has no further step to take."""
-    if member.fmax < settings.fmax:
+    """True, with the result noted, if this crystal has no further step to take."""
+    left = member.reached.fmax
+    if left < settings.fmax:
         done[member.index] = member.finish(RelaxStatus.CONVERGED)
     elif member.n_steps >= settings.max_steps:
         done[member.index] = member.finish(
-            RelaxStatus.STEP_CAP, f"{member.fmax:.3f} eV/Å left after {member.n_steps} steps"
+            RelaxStatus.STEP_CAP, f"{left:.3f} eV/Å left after {member.n_steps} steps"
         )
     elif deadline is not None and time.monotonic() > deadline:
         done[member.index] = member.finish(
             RelaxStatus.TIMEOUT, f"{settings.timeout:g} s passed after {member.n_steps} steps"
         )
     else:
-        return True
-    return False
+        return False
+    return True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleate.errors import NucleateError, RecipeError, did_you_mean
+from nucleate.errors import NucleateError, RecipeError
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.protocols import CostClass, Potential, PotentialResult, Scores, Status
 
@@ -35,7 +35,8 @@ class EnergyAboveHull:
     (:meth:`from_energies`).
 
     ``Scores.extra`` holds ``energy_per_atom`` and ``formation_energy`` (eV/atom) and
-    ``hull_support``, the number of known compounds that compete (a float, as NaN marks absence).
+    ``hull_support``, the number of known compounds that compete: phases of the hull of two and
+    more elements, all of them the crystal's (a float, as NaN marks absence).
 
     Args:
         potential: a potential, the name of one ("chgnet"), or a mapping of name and settings.
@@ -62,10 +63,11 @@ class EnergyAboveHull:
         correct: bool = False,
     ) -> None:
         from nucleate.physics.potentials import get_potential
+        from nucleate.physics.relax import RelaxSettings
 
         self.potential = get_potential(potential)
         self.hull = hull if isinstance(hull, Hull) else Hull.load(hull)
-        self.relax_settings = _relax_settings(relax)
+        self.relax_settings = RelaxSettings().updated(relax)
         self.cost = CostClass.RELAXATION if self.relax_settings else CostClass.MODEL
         self.correct = correct
         _check_scales(self.potential, self.hull, correct)
@@ -207,6 +209,34 @@ class EnergyAboveHull:
                 states[i] = (Status.UNSUPPORTED, reason)
 
 
+class FormationEnergy(EnergyAboveHull):
+    """Energy of a crystal less that of its elements, eV/atom.
+
+    The elements' energies are those of the hull, whose card says what they are; settings, energies
+    and failures are those of :class:`EnergyAboveHull`, which gives the same number as a column.
+    ``Scores.extra`` holds ``energy_per_atom``, ``e_above_hull`` (eV/atom) and ``hull_support``.
+    """
+
+    name = "formation_energy"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a formation energy refers to, for reports."""
+        return {**super().description, "references": self.hull.card.reference_source}
+
+    def _scores(
+        self,
+        structures: Sequence[Structure | Cell],
+        fractions: np.ndarray,
+        states: list[tuple[Status, str]],
+        results: Sequence[EnergyResult | None],
+    ) -> Scores:
+        scores = super()._scores(structures, fractions, states, results)
+        extra = {**scores.extra, "e_above_hull": scores.value}
+        value = np.where(scores.ok, extra.pop("formation_energy"), np.nan)
+        return Scores(value, scores.status, scores.reason, extra)
+
+
 def _energy(result: EnergyResult | None) -> tuple[float, tuple[Status, str]]:
     """Energy per atom, eV/atom, and status with reason."""
     from nucleate.physics.potentials import status_of
@@ -231,20 +261,6 @@ def _energy(result: EnergyResult | None) -> tuple[float, tuple[Status, str]]:
             f"the potential gave {energy:.4g} eV/atom, beyond {LARGEST_ENERGY:g} eV/atom",
         )
     return energy, (Status.OK, "")
-
-
-def _relax_settings(relax: bool | RelaxSettings | Mapping[str, Any]) -> RelaxSettings | None:
-    from nucleate.physics.relax import RelaxSettings
-
-    if isinstance(relax, bool):
-        return RelaxSettings() if relax else None
-    if isinstance(relax, RelaxSettings):
-        return relax
-    known = {field.name for field in fields(RelaxSettings)}
-    for name in relax:
-        if name not in known:
-            raise RecipeError(f"unknown setting {name!r} of 'relax'", fix=did_you_mean(name, known))
-    return RelaxSettings(**relax)
 
 
 def _check_scales(potential: Potential, hull: Hull, correct: bool) -> None:
