@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from nucleate import plugins
 from nucleate.errors import NucleateError
+from nucleate.execution.local import PooledPotential
 from nucleate.protocols import Property, Scores, Status
 from nucleate.store.experience import Evaluation
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+    from nucleate.execution.chunks import Pool
 
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
 
@@ -32,7 +35,8 @@ def make_property(
     Args:
         name: name of a plug-in, or a file and function.
         settings: its settings.
-        resources: objects handed to those of its parameters that have these names.
+        resources: objects handed to those of its parameters that have these names; a ``pool``
+            also evaluates a potential that the settings name.
         base: folder that a file is relative to beside the working directory.
 
     Raises:
@@ -49,9 +53,41 @@ def make_property(
             path, function, pool=resources.get("pool"), **dict(settings or {})
         )
     parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
-    shared = {key: value for key, value in resources.items() if key in parameters}
-    made: Property = plugins.create(plugins.PROPERTIES, name, {**shared, **(settings or {})})
+    given = {key: value for key, value in resources.items() if key in parameters}
+    given |= settings or {}
+    pool: Pool | None = resources.get("pool")
+    if pool is not None:
+        potential = potential_of_workers(name, given, pool.workers_here > 0)
+        if potential is not None:
+            given["potential"] = PooledPotential(potential, pool)
+    made: Property = plugins.create(plugins.PROPERTIES, name, given)
     return made
+
+
+def potential_of_workers(
+    name: str, settings: Mapping[str, Any], here: bool = True
+) -> str | Mapping[str, Any] | None:
+    """The potential that worker processes compute for a property, by name or mapping.
+
+    Args:
+        name: of the property.
+        settings: of the property.
+        here: whether the workers are on this machine.
+
+    Returns:
+        None where there is none, or not for them: one of another interpreter has processes of its
+        own, and one on a GPU of this machine needs no second copy.
+    """
+    if plugins.is_custom(name):
+        return None
+    parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
+    if "potential" not in parameters:
+        return None
+    potential = settings.get("potential", parameters["potential"].default)
+    if isinstance(potential, Mapping):
+        on_gpu = potential.get("device", "cpu") != "cpu"
+        return None if potential.get("python") is not None or (on_gpu and here) else potential
+    return potential if isinstance(potential, str) else None
 
 
 def evaluate(

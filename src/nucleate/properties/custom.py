@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 PropertyFunction = Callable[[Sequence["Structure"]], Sequence["float | None"]]
 
-_CHUNK = 16  # crystals in one call of a worker
+_CHUNK = 16  # most crystals in one call of a worker
 _HOPELESS = 8  # so many crystals that all raise are a broken function, not bad crystals
 
 
 class ChunkPool(Protocol):
     """What this property needs of a pool of processes."""
+
+    n_workers: int
 
     def map_chunks(
         self,
@@ -159,7 +161,8 @@ def _call_in_pool(
     name: str, pool: ChunkPool, work: Any, timeout: float | None, structures: Sequence[Structure]
 ) -> list[Any]:
     """A value, or the exception in its place, for each structure."""
-    chunks = pool.map_chunks(work, structures, _CHUNK, timeout=timeout)
+    size = min(max(len(structures) // (3 * pool.n_workers), 1), _CHUNK)
+    chunks = pool.map_chunks(work, structures, size, timeout=timeout)
     answers = [answer for chunk in chunks for answer in chunk.result()]
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if len(errors) == len(answers) >= _HOPELESS:
