@@ -30,7 +30,7 @@ from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
-from nucleate.objectives.evaluate import potential_of_workers
+from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.objective import Objective
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.hull_card import SHIPPED as SHIPPED_HULLS
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 FORMULAS = "formulas.npy"
 MODEL_FOLDER = "model"
 CLUSTER_FOLDER = "cluster"
-DEFAULT_POTENTIAL = "chgnet"
 SAMPLE_CHUNK = 250
 JUDGING_SEEDS = 1_000_003
 """Added to the seeds of judging, so that they are not those of tuning."""
@@ -161,14 +160,29 @@ def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
 
 
 @contextmanager
-def potential_pool(name: str = DEFAULT_POTENTIAL, workers: int = 0) -> Iterator[PooledPotential]:
-    """A potential on all cores: worker processes that each hold a copy of it.
+def potential_pool(
+    name: str = "chgnet",
+    workers: int = 0,
+    *,
+    cluster: ClusterSettings | None = None,
+    folder: Path = Path(CLUSTER_FOLDER),
+) -> Iterator[PooledPotential]:
+    """A potential in many processes that each hold a copy of it.
 
     Args:
         name: of the potential.
-        workers: processes; 0 for one on each core.
+        workers: processes of this machine; 0 for one on each core.
+        cluster: batch jobs to take instead.
+        folder: for the files of those jobs.
     """
-    with ProcessPool(workers or None, potential=name) as pool:
+    pool: ProcessPool | ClusterPool
+    if cluster is None:
+        pool = ProcessPool(workers or None, potential=name)
+    else:
+        from nucleate.execution.cluster import ClusterPool
+
+        pool = ClusterPool(cluster, folder, potential=name)
+    with pool:
         yield PooledPotential(name, pool)
 
 
@@ -358,12 +372,15 @@ def _tune(
     prior = base if recipe.model.prior is None else load_policy(recipe.model.prior, device=device)
     known = training_formulas(policy, folder)
     condition = condition_from_recipe(recipe, policy)
-    with _pool(recipe, run) as pool, run.store() as store:
-        potential = PooledPotential(DEFAULT_POTENTIAL, pool)
+    jobs = run.path / CLUSTER_FOLDER
+    with (
+        potential_pool(workers=recipe.workers, cluster=recipe.cluster, folder=jobs) as potential,
+        run.store() as store,
+    ):
         # threads beyond the cores that the workers leave only wait for one another
-        torch.set_num_threads(max(1, available_cores() - pool.workers_here))
+        torch.set_num_threads(max(1, available_cores() - potential.pool.workers_here))
         objective = Objective.from_settings(
-            recipe.objective, store, resources={"potential": potential, "pool": pool}
+            recipe.objective, store, resources={"potential": potential, "pool": potential.pool}
         )
         _check_properties(run, objective)
         judges = _judges(recipe, objective, potential)
@@ -391,17 +408,6 @@ def _tune(
         _judge_both(recipe, run, (base, policy), judges, Energies(judges[0], store), known, say)
     if recipe.output.report:
         say(f"report: {build_report(run.path)}")
-
-
-def _pool(recipe: Recipe, run: RunDirectory) -> ProcessPool | ClusterPool:
-    """Where a run's evaluations are made: processes of this machine, or batch jobs."""
-    preloaded = (potential_of_workers(t.property, t.settings) for t in recipe.objective.terms)
-    potential = next((spec for spec in preloaded if spec is not None), DEFAULT_POTENTIAL)
-    if recipe.cluster is None:
-        return ProcessPool(recipe.workers or None, potential=potential)
-    from nucleate.execution.cluster import ClusterPool
-
-    return ClusterPool(recipe.cluster, run.path / CLUSTER_FOLDER, potential=potential)
 
 
 def _check_properties(run: RunDirectory, objective: Objective) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -362,11 +363,13 @@ def test_a_run_takes_its_workers_from_the_cluster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cluster, "ClusterPool", lambda *a, **k: made.append((a, k)))
-    recipe = load_recipe("stability", ["cluster.scheduler=local", "cluster.workers=2"])
 
-    class Run:
-        path = tmp_path
+    class Pool(nullcontext[None]):
+        def __init__(self, *args: Any, potential: str) -> None:
+            made.append((*args, potential))
+            super().__init__()
 
-    design._pool(recipe, Run())  # type: ignore[arg-type]
-    assert made == [((recipe.cluster, tmp_path / "cluster"), {"potential": "chgnet"})]
+    monkeypatch.setattr(cluster, "ClusterPool", Pool)
+    with design.potential_pool(cluster=LOCAL, folder=tmp_path) as potential:
+        assert isinstance(potential.pool, Pool)
+    assert made == [(LOCAL, tmp_path, "chgnet")]

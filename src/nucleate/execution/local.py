@@ -296,6 +296,12 @@ class PooledPotential:
         work = partial(_evaluate, self._spec, forces, stress, magmoms)
         return spread(self.pool, work, structures, self._timeout)
 
+    def relax(
+        self, structures: Sequence[Structure | Cell], settings: RelaxSettings
+    ) -> list[Relaxation | Exception]:
+        """Relax B crystals, each from its first step to its last in one worker; waits for all."""
+        return submit_relaxations(structures, self._spec, self.pool, settings).result()
+
 
 def submit_relaxations(
     structures: Sequence[Structure | Cell],
