@@ -2,15 +2,15 @@
 
     python benchmarks/scaling.py
 
-Evaluations sleep, so that 8 workers scale on 2 cores and nothing is measured but the way to them and
-back. Sleeping, efficiency is the time that the sleeps alone take on so many workers, divided by the
-time that passed.
+Evaluations sleep, so that 8 workers scale on 2 cores and nothing is measured but the way to them
+and back. Efficiency is the time that the sleeps alone take on so many workers, divided by the time
+that passed.
 
 The comparison at the end is with how the published systems score a batch: MatInvent and
-CrystalFormer-RL give the crystals of one batch to ``multiprocessing.Pool.map``, wait for all of
-them, update, and draw the next batch. Here the next batch is drawn and submitted before the scores of
-the last are awaited, as nucleate's loop does. Both sides do the same work in one run: batches of the
-same sleeping evaluations, one task a crystal, of unequal length as evaluations are, on as many
+CrystalFormer-RL score the crystals of one batch, wait for all of them, update, and draw the next
+batch; here by ``multiprocessing.Pool.map``. Ours draws and submits the next batch before the scores
+of the last are awaited, as nucleate's loop does. Both sides do the same work in one run: batches of
+the same sleeping evaluations, one task a crystal, of unequal length as evaluations are, on as many
 workers, and the same time for drawing and updating.
 
 The simulation puts the real loop (sampling, decoding, screening, objective, store, update) before
@@ -35,37 +35,26 @@ from pathlib import Path
 
 import numpy as np
 
-from nucleate.algorithms.loop import Loop
-from nucleate.design import condition_from_recipe, training_formulas
 from nucleate.execution.cluster import ClusterPool
 from nucleate.execution.local import ProcessPool
 from nucleate.execution.settings import ClusterSettings
-from nucleate.objectives.objective import Objective, Term
-from nucleate.objectives.shaping import Linear
-from nucleate.policies.checkpoint import load_policy, resolve
 from nucleate.protocols import CostClass, Scores, Status
-from nucleate.recipe import load_recipe
-from nucleate.store.rundir import RunDirectory
 
 WORKERS = (1, 2, 4, 8)
-
-
-def nothing(_: float) -> None:
-    """A task of no length."""
 
 
 def warm(pool: Executor, workers: int) -> None:
     """Every worker has started."""
     for future in [pool.submit(time.sleep, 1.0) for _ in range(workers)]:
         future.result()
-    for future in [pool.submit(nothing, 0.0) for _ in range(10 * workers)]:
+    for future in [pool.submit(time.sleep, 0.0) for _ in range(10 * workers)]:
         future.result()
 
 
-def seconds(pool: Executor, function: Callable[[float], None], lengths: Sequence[float]) -> float:
-    """Wall time of tasks that are all submitted at once."""
+def seconds(pool: Executor, lengths: Sequence[float]) -> float:
+    """Wall time of sleeping tasks that are all submitted at once."""
     started = time.perf_counter()
-    for future in [pool.submit(function, length) for length in lengths]:
+    for future in [pool.submit(time.sleep, length) for length in lengths]:
         future.result()
     return time.perf_counter() - started
 
@@ -80,8 +69,8 @@ def scaling(name: str, make: Callable[[int], Executor], tasks: int, length: floa
     for workers in WORKERS:
         with make(workers) as pool:
             warm(pool, workers)
-            empty = seconds(pool, nothing, [0.0] * tasks) / tasks
-            passed = seconds(pool, time.sleep, [length] * tasks)
+            empty = seconds(pool, [0.0] * tasks) / tasks
+            passed = seconds(pool, [length] * tasks)
         ideal = -(-tasks // workers) * length
         print(f"{workers:7d}{1000 * empty:25.2f}{passed:15.2f}{100 * ideal / passed:12.1f} %")
 
@@ -155,6 +144,15 @@ class SimulatedWorkers:
 
 def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) -> None:
     """The real loop before so many workers."""
+    # not at the top, so that worker processes start without them
+    from nucleate.algorithms.loop import Loop
+    from nucleate.design import condition_from_recipe, training_formulas
+    from nucleate.objectives.objective import Objective, Term
+    from nucleate.objectives.shaping import Linear
+    from nucleate.policies.checkpoint import load_policy, resolve
+    from nucleate.recipe import load_recipe
+    from nucleate.store.rundir import RunDirectory
+
     recipe = load_recipe(
         "stability",
         [
@@ -178,9 +176,7 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
         objective = Objective([Term(simulated, shaping)], store=store)
         timed = _Timed(store.record), _Timed(store.record_step)
         store.record, store.record_step = timed  # type: ignore[method-assign]
-        loop = Loop(
-            recipe, policy, prior, objective, condition, known, run, on_step=logged.append
-        )
+        loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=logged.append)
         started = time.perf_counter()
         loop.run()
         passed = time.perf_counter() - started
@@ -235,7 +231,7 @@ def submit_and_collect(crystals: int) -> float:
         for i in range(crystals)
     ]
     started = time.perf_counter()
-    spread(Instant(), nothing, cells, 60.0).result()
+    spread(Instant(), list, cells, 60.0).result()
     return (time.perf_counter() - started) / crystals
 
 
@@ -256,11 +252,7 @@ def main() -> None:
         else:
 
             def jobs(workers: int) -> ClusterPool:
-                settings = ClusterSettings(
-                    scheduler="local",
-                    workers=workers,
-                    setup=f"export PYTHONPATH={Path(__file__).parent}:$PYTHONPATH",
-                )
+                settings = ClusterSettings(scheduler="local", workers=workers)
                 return ClusterPool(settings, Path(folder) / str(workers))
 
             scaling("cluster, scheduler local", jobs, arguments.tasks, length)
@@ -281,8 +273,8 @@ def main() -> None:
     theirs = batch_by_batch(batches, workers, thinking)
     ours = one_ahead(batches, workers, thinking)
     print(
-        f"\n{arguments.batches} batches of {size} evaluations of {1000 * length:.0f} ms on average, "
-        f"{1000 * thinking:.0f} ms for drawing and updating, {workers} workers"
+        f"\n{arguments.batches} batches of {size} evaluations of {1000 * length:.0f} ms on "
+        f"average, {1000 * thinking:.0f} ms for drawing and updating, {workers} workers"
     )
     print(f"a map for each batch: {theirs:.2f} s; the next batch submitted first: {ours:.2f} s")
     print(f"ratio: {theirs / ours:.2f}")

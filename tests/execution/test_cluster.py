@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_tasks import square, square_and_sign
 from pydantic import ValidationError
 from pymatgen.core import Lattice, Structure
 
+from cluster_tasks import square, square_and_sign
 from nucleate import design
 from nucleate.errors import InputError, MissingDependencyError, RecipeError
 from nucleate.execution import cluster
@@ -40,7 +40,9 @@ LENNARD_JONES = {
     "arguments": {"rc": 6},
 }
 LOCAL = ClusterSettings(
-    scheduler="local", workers=2, setup=f"export PYTHONPATH={os.pathsep.join(filter(None, sys.path))}"
+    scheduler="local",
+    workers=2,
+    setup=f"export PYTHONPATH={os.pathsep.join(filter(None, sys.path))}",
 )
 PATIENCE = 120.0  # seconds: an idle machine needs a tenth
 

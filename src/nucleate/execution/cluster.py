@@ -2,35 +2,32 @@
 
 A batch job is a pilot: its workers take one task after another, so that thousands of evaluations
 of seconds are a handful of entries of the queue. Each worker keeps a process of its own for the
-tasks, in which a hang costs its time-out and a crash its evaluation, as on one machine. A task whose
-worker, node or job is taken away is run again elsewhere; what has been evaluated is never evaluated
-again.
+tasks, in which a hang costs its time-out and a crash its evaluation, as on one machine
+(:mod:`nucleate.execution.pilot`). A task whose worker, node or job is taken away is run again
+elsewhere; what has been evaluated is never evaluated again.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
-import multiprocessing
 import os
 import pickle
 import re
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleate.errors import InputError, MissingDependencyError
 from nucleate.execution.chunks import PoolLostError, map_chunks, pool_stopped
-from nucleate.execution.local import start_worker
+from nucleate.execution.pilot import run_task
 from nucleate.execution.settings import ClusterSettings
 from nucleate.physics.potentials import WorkerCrashError
 
@@ -49,117 +46,8 @@ IDLE = 300.0  # seconds without work after which jobs above the least number are
 HEARTBEAT = 5  # seconds between signs of life
 MISSED_HEARTBEATS = 12  # so many missing ones mean that a node, or the run, is gone
 DRAIN = 600.0  # seconds before the end of a job, at most, in which it takes no new task
-START_TIMEOUT = 600.0  # seconds to start, import and read weights
 SUBMIT_TIMEOUT = 60  # seconds for sbatch, squeue, qsub, ...
 COMMANDS = {"slurm": "sbatch", "pbs": "qsub"}
-
-
-# on a node ------------------------------------------------------------------------------------
-
-
-class _Process:
-    """The process of a worker in which tasks run; after one that died there is another."""
-
-    def __init__(self, potential: Spec | None) -> None:
-        self._potential = potential
-        self._process: Any = None
-        self._line: Any = None
-
-    def run(self, task: bytes, timeout: float | None) -> bytes:
-        """The answer to a task; see :func:`run_task`."""
-        try:
-            if self._process is None:
-                self._start()
-                if failed := self._receive(START_TIMEOUT):
-                    self._end()
-                    return failed
-            self._line.send_bytes(task)
-            return self._receive(START_TIMEOUT) or self._receive(timeout)
-        except TimeoutError as error:
-            self._end(grace=0.0)
-            return _packed(False, error)
-        except (EOFError, ConnectionError):
-            what = f"the worker process died (exit code {self._end()})"
-            return _packed(False, WorkerCrashError(what))
-
-    def _receive(self, timeout: float | None) -> bytes:
-        if not self._line.poll(timeout):
-            raise TimeoutError(f"took longer than {timeout:g} s")
-        message: bytes = self._line.recv_bytes()
-        return message
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._line, its_end = context.Pipe()
-        arguments = (its_end, os.getpid(), self._potential)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        its_end.close()
-
-    def _end(self, grace: float = 1.0) -> int:
-        """Kill it with what it started, after seconds to end by itself; its exit code."""
-        self._process.join(grace)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        self._process.join()
-        self._line.close()
-        code: int = self._process.exitcode
-        self._process = None
-        return code
-
-
-def _serve(line: Any, parent: int, potential: Spec | None) -> None:
-    """What that process does: say that it is ready, then of each task that it has been read, and
-    its answer. A failure to get ready, or to read, is an answer in the place of the empty message.
-    """
-    os.setpgrp()
-    try:
-        start_worker(parent, potential)
-    except Exception as error:  # a potential may raise anything
-        line.send_bytes(_packed(False, error))
-        return
-    line.send_bytes(b"")
-    with contextlib.suppress(EOFError):
-        while True:
-            task = line.recv_bytes()
-            try:
-                function, args = pickle.loads(task)  # noqa: S301  from the run
-                line.send_bytes(b"")
-                answer = _packed(True, function(*args))
-            except (Exception, SystemExit) as error:  # anybody's code
-                answer = _packed(False, error)
-            line.send_bytes(answer)
-
-
-def _packed(done: bool, value: Any) -> bytes:
-    try:
-        return pickle.dumps((done, value))
-    except Exception as error:  # what can't be sent, be it a result or an exception
-        what = f"{type(value).__name__} can't be sent: {error}" if done else repr(value)
-        return pickle.dumps((False, RuntimeError(what)))
-
-
-@lru_cache(maxsize=1)
-def _process(potential: str) -> _Process:
-    return _Process(json.loads(potential))
-
-
-def run_task(potential: str, task: bytes, timeout: float | None) -> bytes:
-    """What a worker of a batch job does.
-
-    Args:
-        potential: what its process builds when it starts, as JSON.
-        task: a pickled function and its arguments.
-        timeout: seconds that it may run; starting the process and importing what the task needs
-            are no part of them.
-
-    Returns:
-        Pickled: whether it was done, and its result, or else what it raised, TimeoutError or
-        WorkerCrashError.
-    """
-    return _process(potential).run(task, timeout)
 
 
 # the pool -------------------------------------------------------------------------------------
@@ -383,7 +271,7 @@ def batch_script(settings: ClusterSettings, folder: str | Path) -> str:
         InputError: the folder's name won't do.
     """
     check_cluster(settings.model_copy(update={"scheduler": "local"}))
-    executor = _executor(settings, None, HEARTBEAT)
+    executor: Any = _executor(settings, None, HEARTBEAT)
     executor.run_dir = str(_usable(Path(folder)) / "000")
     executor.cert_dir = f"{executor.logdir}/certificates"
     executor.logconf_path = None
@@ -397,7 +285,9 @@ def batch_script(settings: ClusterSettings, folder: str | Path) -> str:
         arguments = provider_arguments(settings)
         setup = arguments.pop("worker_init")
         shown = [f"# {name}: {value}" for name, value in arguments.items()]
-        return "\n".join([*shown, "", ""]) + template_string.format(worker_init=setup, command=command)
+        return "\n".join([*shown, "", ""]) + template_string.format(
+            worker_init=setup, command=command
+        )
     if settings.scheduler == "local":
         provider = _provider(settings)
         return f"{provider.worker_init}{provider.launcher(command, 1, 1, '')}"
@@ -463,7 +353,7 @@ def _setup(settings: ClusterSettings) -> str:
     return "\n".join([*lines, settings.setup.strip(), ""])
 
 
-def _provider(settings: ClusterSettings, *, dry: bool = False) -> ExecutionProvider:
+def _provider(settings: ClusterSettings, *, dry: bool = False) -> Any:
     """Parsl's provider of the scheduler; a dry one takes every command for done."""
     from parsl import launchers, providers
 
@@ -537,9 +427,9 @@ def _addresses(wanted: str | None) -> set[str]:
     }
     if wanted is None and found:
         return set(found.values())
-    if wanted in found:
+    if wanted is not None and wanted in found:
         return {found[wanted]}
-    if wanted in found.values():
+    if wanted is not None and wanted in found.values():
         return {wanted}
     known = ", ".join(f"{name} ({address})" for name, address in found.items()) or "none"
     raise InputError(
