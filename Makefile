@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,eval,track]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cluster,dev,eval,track]"
 	touch $@
 
 clean:

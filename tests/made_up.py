@@ -29,7 +29,7 @@ class MadeUpPotential:
     def __init__(self, weights_hash: str = "0" * 64) -> None:
         self.weights_hash = weights_hash
         self.asked = 0
-        self.pool = SimpleNamespace(n_workers=1)
+        self.pool = SimpleNamespace(n_workers=1, workers_here=1)
 
     def evaluate(
         self, structures: Sequence[Any], *, forces: bool = False, stress: bool = False, **_: Any
@@ -51,6 +51,6 @@ class MadeUpPotential:
         return results
 
     @contextmanager
-    def in_a_pool(self, name: str = "chgnet", workers: int = 0) -> Iterator[MadeUpPotential]:
+    def in_a_pool(self, name: str = "chgnet", **_: Any) -> Iterator[MadeUpPotential]:
         """Stands in for :func:`nucleate.design.potential_pool`."""
         yield self

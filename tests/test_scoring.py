@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nucleate import scoring
+from nucleate.objectives.evaluate import potential_of_workers
 
 MACE = {"name": "mace", "model": "small"}
 
@@ -24,4 +25,11 @@ MACE = {"name": "mace", "model": "small"}
     ],
 )
 def test_what_is_pooled(prop: str, settings: dict[str, Any], potential: Any, pooled: bool) -> None:
-    assert scoring._pooled_potential(prop, settings) == (potential, pooled)
+    assert potential_of_workers(prop, settings) == potential
+    assert (potential is not None or scoring._takes_pool(prop)) == pooled
+
+
+def test_a_gpu_of_this_machine_needs_no_second_copy() -> None:
+    settings = {"potential": MACE | {"device": "cuda"}}
+    assert potential_of_workers("bulk_modulus", settings) is None
+    assert potential_of_workers("bulk_modulus", settings, here=False) == settings["potential"]

@@ -31,6 +31,7 @@ from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
 from nucleate.evaluation.outcome import compare_outcomes, outcome, write_front
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
+from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
 from nucleate.objectives.objective import Objective
 from nucleate.objectives.settings import PropertySettings
@@ -67,9 +68,11 @@ if TYPE_CHECKING:
 
     from nucleate.evaluation.summary import Evaluation
     from nucleate.evaluation.sun import KnownCrystals
+    from nucleate.execution.cluster import ClusterPool
 
 FORMULAS = "formulas.npy"
 MODEL_FOLDER = "model"
+CLUSTER_FOLDER = "cluster"
 SAMPLE_CHUNK = 250
 JUDGING_SEEDS = 1_000_003
 """Added to the seeds of judging, so that they are not those of tuning."""
@@ -169,14 +172,29 @@ def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
 
 
 @contextmanager
-def potential_pool(name: str = "chgnet", workers: int = 0) -> Iterator[PooledPotential]:
-    """A potential on all cores: worker processes that each hold a copy of it.
+def potential_pool(
+    name: str = "chgnet",
+    workers: int = 0,
+    *,
+    cluster: ClusterSettings | None = None,
+    folder: Path = Path(CLUSTER_FOLDER),
+) -> Iterator[PooledPotential]:
+    """A potential in many processes that each hold a copy of it.
 
     Args:
         name: of the potential.
-        workers: processes; 0 for one on each core.
+        workers: processes of this machine; 0 for one on each core.
+        cluster: batch jobs to take instead.
+        folder: for the files of those jobs.
     """
-    with ProcessPool(workers or None, potential=name) as pool:
+    pool: ProcessPool | ClusterPool
+    if cluster is None:
+        pool = ProcessPool(workers or None, potential=name)
+    else:
+        from nucleate.execution.cluster import ClusterPool
+
+        pool = ClusterPool(cluster, folder, potential=name)
+    with pool:
         yield PooledPotential(name, pool)
 
 
@@ -303,6 +321,10 @@ def _checked(recipe: Recipe) -> Recipe:
     check_bonus(recipe)
     check_limits(recipe)
     check_tensorboard(recipe)
+    if recipe.cluster is not None:
+        from nucleate.execution.cluster import check_cluster
+
+        check_cluster(recipe.cluster)
     if recipe.output.cache is not None:
         cache = Path(recipe.output.directory) / recipe.output.cache
         if cache.exists():
@@ -400,13 +422,14 @@ def _tune(
     prior = base if recipe.model.prior is None else load_policy(recipe.model.prior, device=device)
     known = training_formulas(policy, folder)
     condition = condition_from_recipe(recipe, policy)
+    jobs = run.path / CLUSTER_FOLDER
     with (
         _cache(recipe, run) as cache,
-        potential_pool(workers=recipe.workers) as potential,
+        potential_pool(workers=recipe.workers, cluster=recipe.cluster, folder=jobs) as potential,
         run.store() as store,
     ):
         # threads beyond the cores that the workers leave only wait for one another
-        torch.set_num_threads(max(1, available_cores() - potential.pool.n_workers))
+        torch.set_num_threads(max(1, available_cores() - potential.pool.workers_here))
         screen = Screen(
             recipe.screen,
             store,

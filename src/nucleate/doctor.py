@@ -32,6 +32,7 @@ REQUIRED = (
 OPTIONAL = {
     "phonopy": ("eval", "heat_capacity and phonon_stability"),
     "smact": ("eval", "charge_balance, and that of the crystals that are judged"),
+    "parsl": ("cluster", "evaluations in batch jobs on SLURM, PBS or Kubernetes"),
     "tensorboard": ("track", "curves of a run in TensorBoard"),
 }
 """Package: the extra that brings it, and what it is for."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from nucleate.config import Settings, load_settings, option, read_text
 from nucleate.errors import InputError, RecipeError, did_you_mean
+from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.settings import ObjectiveSettings, PropertySettings, TermSettings
 from nucleate.objectives.shaping import Clip
 from nucleate.protocols import CostClass
@@ -338,6 +339,9 @@ class Recipe(Settings):
     workers: int = option(
         0, description="processes that evaluate; 0 for one on each core", ge=0, le=4096
     )
+    cluster: ClusterSettings | None = option(
+        None, description="batch jobs that evaluate instead of processes of this machine"
+    )
     device: str = option(
         "auto",
         description="where the policy computes: cpu, cuda, cuda:1, ... or mps; auto for CUDA where "
@@ -356,6 +360,12 @@ class Recipe(Settings):
         EvaluationSettings, description="how the result is judged"
     )
     output: OutputSettings = option(OutputSettings, description="where results go")
+
+    @model_validator(mode="after")
+    def _one_kind_of_workers(self) -> Self:
+        if self.cluster is not None and self.workers:
+            raise ValueError("'workers' is for this machine: with a cluster, set cluster.workers")
+        return self
 
     @model_validator(mode="after")
     def _minibatch_fits(self) -> Self:
@@ -457,6 +467,10 @@ def describe(
         sections = [entry for entry in entries if issubclass(entry, BaseModel)]
         if len(sections) == 1 and get_origin(inner) is tuple:
             yield from describe(sections[0], f"{prefix}{name}[].")
+            continue
+        if len(sections) == 1 and type(None) in entries:
+            yield Key(f"{prefix}{name}", "null", text)
+            yield from describe(sections[0], f"{prefix}{name}.")
             continue
         if sections:
             kinds = [get_args(kind.model_fields["type"].annotation)[0] for kind in sections]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleate import plugins
 from nucleate.errors import InputError
-from nucleate.objectives.evaluate import evaluate, make_property
+from nucleate.objectives.evaluate import evaluate, make_property, potential_of_workers
 from nucleate.protocols import Property, Status
 from nucleate.store.cache import EvaluationCache
 from nucleate.store.experience import Evaluation
@@ -132,33 +132,20 @@ def check_property(prop: str, settings: Mapping[str, Any]) -> None:
 @contextmanager
 def _property(prop: str, settings: Mapping[str, Any], workers: int) -> Iterator[Property]:
     """The property, with worker processes behind it if they are of use to it."""
-    potential, pooled = _pooled_potential(prop, settings)
-    if workers == 1 or not pooled:
+    potential = potential_of_workers(prop, settings)
+    if workers == 1 or not (potential is not None or _takes_pool(prop)):
         yield make_property(prop, settings)
         return
     from nucleate.execution.local import ProcessPool
 
     with ProcessPool(workers or None, potential=potential) as pool:
-        if potential is not None:
-            settings = {**settings, "potential": potential}
         yield make_property(prop, settings, resources={"pool": pool})
 
 
-def _pooled_potential(
-    prop: str, settings: Mapping[str, Any]
-) -> tuple[str | Mapping[str, Any] | None, bool]:
-    """The potential that worker processes compute, if any, and whether there is work for them."""
-    from nucleate.execution.local import fits_workers
-
-    if plugins.is_custom(prop):
-        return None, True
-    parameters = inspect.signature(plugins.load(plugins.PROPERTIES, prop)).parameters
-    if "potential" not in parameters:
-        return None, "pool" in parameters
-    potential = settings.get("potential", parameters["potential"].default)
-    if not fits_workers(potential):
-        return None, "pool" in parameters
-    return potential, True
+def _takes_pool(prop: str) -> bool:
+    """True for a function in a file, and a property that spreads its own work."""
+    loaded = None if plugins.is_custom(prop) else plugins.load(plugins.PROPERTIES, prop)
+    return loaded is None or "pool" in inspect.signature(loaded).parameters
 
 
 def _score_chunk(

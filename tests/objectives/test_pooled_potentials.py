@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nucleate.errors import RecipeError
-from nucleate.execution.local import PooledPotential, fits_workers
-from nucleate.objectives.evaluate import make_property
+from nucleate.execution.local import PooledPotential
+from nucleate.objectives.evaluate import make_property, potential_of_workers
 
 LENNARD_JONES = {
     "name": "ase",
@@ -15,8 +15,14 @@ LENNARD_JONES = {
 }
 
 
+class Pool:
+    """Workers that are never asked."""
+
+    workers_here = 2
+
+
 def test_a_potential_that_settings_name_is_computed_on_the_pool() -> None:
-    pool = object()
+    pool = Pool()
     settings = {"potential": LENNARD_JONES}
     pooled = make_property("e_above_hull", settings, resources={"pool": pool, "potential": None})
     assert isinstance(pooled.potential, PooledPotential)
@@ -26,19 +32,22 @@ def test_a_potential_that_settings_name_is_computed_on_the_pool() -> None:
 
 
 def test_the_shared_potential_is_taken_as_it_is() -> None:
-    shared = PooledPotential(LENNARD_JONES, object())
-    resources = {"pool": object(), "potential": shared}
+    shared = PooledPotential(LENNARD_JONES, Pool())
+    resources = {"pool": Pool(), "potential": shared}
     assert make_property("e_above_hull", resources=resources).potential is shared
 
 
 def test_another_interpreter_has_processes_of_its_own() -> None:
-    assert fits_workers("chgnet") and fits_workers(LENNARD_JONES)
-    assert not fits_workers({**LENNARD_JONES, "python": "/usr/bin/python3"})
-    assert not fits_workers(None)
+    def of_workers(potential):
+        return potential_of_workers("e_above_hull", {"potential": potential})
+
+    assert of_workers("chgnet") == "chgnet" and of_workers(LENNARD_JONES) == LENNARD_JONES
+    assert of_workers({**LENNARD_JONES, "python": "/usr/bin/python3"}) is None
+    assert of_workers(None) is None
 
 
 def test_wrong_settings_are_refused_with_a_pool_too() -> None:
     with pytest.raises(RecipeError, match="hul"):
         make_property(
-            "e_above_hull", {"hul": "x", "potential": LENNARD_JONES}, resources={"pool": object()}
+            "e_above_hull", {"hul": "x", "potential": LENNARD_JONES}, resources={"pool": Pool()}
         )

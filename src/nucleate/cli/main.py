@@ -11,7 +11,18 @@ import typer
 from typer.core import TyperGroup
 
 from nucleate import __version__
-from nucleate.cli import checking, console, data, hulls, judging, models, runs, system, tuning
+from nucleate.cli import (
+    checking,
+    cluster,
+    console,
+    data,
+    hulls,
+    judging,
+    models,
+    runs,
+    system,
+    tuning,
+)
 from nucleate.errors import NucleateError, StorageError
 
 
@@ -95,6 +106,7 @@ app.command("pretrain")(models.pretrain)
 app.add_typer(checking.app, name="explain")
 app.add_typer(data.app, name="data")
 app.add_typer(hulls.app, name="hull")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(models.import_app, name="import")
 
 

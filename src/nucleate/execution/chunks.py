@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nucleate.errors import NucleateError
 from nucleate.execution.meter import current_meter, metered
 from nucleate.physics.cells import as_cell
 from nucleate.physics.potentials import WorkerCrashError
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
     from nucleate.physics.cells import Cell
 
-ATOMS_PER_CHUNK = (150, 2000)  # least and most atoms that one task of spread() holds
+MOST_ATOMS = 2000  # of one task of spread()
+PROCESS_ATOMS = 150  # least atoms that are worth the way to a process of this machine
+
+
+class PoolLostError(NucleateError):
+    """No worker can be had any more. It is no item's failure, and ends what waits for items."""
 
 
 class Pool(Protocol):
@@ -30,9 +36,13 @@ class Pool(Protocol):
 
     Attributes:
         n_workers: how many.
+        workers_here: those of them that take cores of this machine.
+        least_atoms: that are worth a task of their own.
     """
 
     n_workers: int
+    workers_here: int
+    least_atoms: int
 
     def schedule(self, fn: Any, args: Sequence[Any], timeout: float | None) -> Future[Any]:
         """Run ``fn(*args)`` in a worker, for at most so many seconds."""
@@ -61,7 +71,7 @@ def map_chunks(
 
     Returns:
         One future for each chunk, in order, each with a result or an Exception for each of its
-        items.
+        items. It raises PoolLostError if the pool can run nothing any more.
     """
     return [_Chunk(pool, function, chunk, timeout).future for chunk in _cut(items, chunk_size)]
 
@@ -81,7 +91,8 @@ def spread(
         timeout: seconds for a single one.
 
     Returns:
-        A future of B results, order kept; an Exception in the place of what failed.
+        A future of B results, order kept; an Exception in the place of what failed. It raises
+        PoolLostError if the pool can run nothing any more.
     """
     results: list[Any] = [None] * len(structures)
     owners: dict[tuple[bytes, ...], list[int]] = {}
@@ -97,7 +108,7 @@ def spread(
             cells.append(cell)
     order = sorted(range(len(cells)), key=lambda k: -len(cells[k].numbers))
     places = list(owners.values())
-    sizes = _chunk_sizes([len(cells[k].numbers) for k in order], pool.n_workers)
+    sizes = _chunk_sizes([len(cells[k].numbers) for k in order], pool)
     chunks = map_chunks(pool, function, [cells[k] for k in order], sizes, timeout)
 
     def collect(parts: list[list[Any]]) -> list[Any]:
@@ -137,7 +148,9 @@ class _Chunk:
 
     def _whole_done(self, done: Future[Any]) -> None:
         results = _results(self._function, done, len(self._items))
-        if not isinstance(results, Exception):
+        if isinstance(results, PoolLostError):
+            self.future.set_exception(results)
+        elif not isinstance(results, Exception):
             self.future.set_result(results)
         elif len(self._items) == 1:
             self.future.set_result([results])
@@ -160,8 +173,13 @@ class _Chunk:
             self._results[i] = result
             self._left -= 1
             finished = not self._left
-        if finished:
+        if not finished:
+            return
+        lost = next((r for r in self._results if isinstance(r, PoolLostError)), None)
+        if lost is None:
             self.future.set_result(self._results)
+        else:
+            self.future.set_exception(lost)
 
 
 def _results(function: Any, done: Future[Any], n: int) -> list[Any] | Exception:
@@ -182,10 +200,9 @@ def _results(function: Any, done: Future[Any], n: int) -> list[Any] | Exception:
     return results
 
 
-def _chunk_sizes(n_atoms: list[int], n_workers: int) -> list[int]:
+def _chunk_sizes(n_atoms: list[int], pool: Pool) -> list[int]:
     """Sizes of consecutive chunks with about equal numbers of atoms, three or more a worker."""
-    least, most = ATOMS_PER_CHUNK
-    target = min(max(sum(n_atoms) / (3 * n_workers), least), most)
+    target = min(max(sum(n_atoms) / (3 * pool.n_workers), pool.least_atoms), MOST_ATOMS)
     sizes: list[int] = []
     filled = target
     for n in n_atoms:

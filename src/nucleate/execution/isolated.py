@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nucleate.errors import InputError, MissingDependencyError, NucleateError, RecipeError
-from nucleate.execution.chunks import map_chunks, pool_stopped, spread
+from nucleate.execution.chunks import PROCESS_ATOMS, map_chunks, pool_stopped, spread
 from nucleate.execution.local import available_cores
 from nucleate.execution.meter import Meter, current_meter
 from nucleate.execution.remote import (
@@ -136,6 +136,8 @@ class IsolatedPool(concurrent.futures.Executor):
         5.0
     """
 
+    least_atoms = PROCESS_ATOMS
+
     def __init__(
         self,
         python: str | Path,
@@ -150,7 +152,8 @@ class IsolatedPool(concurrent.futures.Executor):
         if timeout is not None:
             _check_positive("timeout", timeout, (int, float))
         self.python = find_interpreter(python)
-        self.n_workers, self.timeout = workers, timeout
+        self.n_workers = self.workers_here = workers
+        self.timeout = timeout
         threads = max(1, available_cores() // workers)
         made = (self.python, program, threads, start_timeout)
         self._desk = _Desk(lambda: RemoteWorker(*made))

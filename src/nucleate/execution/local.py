@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pebble
 
 from nucleate.allocator import keep_memory
-from nucleate.execution.chunks import map_chunks, pool_stopped, spread
+from nucleate.execution.chunks import PROCESS_ATOMS, Pool, map_chunks, pool_stopped, spread
 from nucleate.execution.meter import current_meter, timed
+from nucleate.execution.parent import watch_parent
 from nucleate.physics.cells import for_potential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
 
@@ -44,24 +44,30 @@ def _die_with_parent(parent: int) -> None:
     """End this process when its parent ends, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+    watch_parent(parent)
 
 
-def _start_worker(
-    parent: int, potential: Spec | None, initializer: Callable[..., Any] | None, args: tuple
+def start_worker(
+    parent: int,
+    potential: Spec | None,
+    initializer: Callable[..., Any] | None = None,
+    args: tuple = (),
 ) -> None:
+    """Make this process a worker: one thread, the potential built, no longer alive than its parent.
+
+    Args:
+        parent: process that it works for.
+        potential: what it builds, if any.
+        initializer: function called last.
+        args: its arguments.
+    """
     _die_with_parent(parent)
     keep_memory()
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what is imported later
     if potential is not None:
+        import torch
+
+        torch.set_num_threads(1)
         _potential(potential)
     if initializer is not None:
         initializer(*args)
@@ -102,11 +108,16 @@ class ProcessPool(concurrent.futures.Executor):
         initializer: function called in each new worker, importable by name.
         initargs: its arguments.
 
+    Attributes:
+        workers_here: processes that take cores of this machine.
+
     Example:
         >>> with ProcessPool(2) as pool:
         ...     pool.submit(pow, 2, 10).result()
         1024
     """
+
+    least_atoms = PROCESS_ATOMS
 
     def __init__(
         self,
@@ -118,11 +129,12 @@ class ProcessPool(concurrent.futures.Executor):
         initargs: tuple = (),
     ) -> None:
         self.n_workers = n_workers or available_cores()
+        self.workers_here = self.n_workers
         self.timeout = timeout
         self._unfinished: set[Future[Any]] = set()
         self._pool = pebble.ProcessPool(
             max_workers=self.n_workers,
-            initializer=_start_worker,
+            initializer=start_worker,
             initargs=(os.getpid(), potential, initializer, initargs),
             context=multiprocessing.get_context("spawn"),
         )
@@ -239,22 +251,13 @@ def _relax(spec: Spec, settings: RelaxSettings, cells: list[Cell]) -> list[Relax
     return relax(cells, _potential(spec), settings)
 
 
-def fits_workers(potential: object) -> bool:
-    """True for the name or mapping of a potential that worker processes can hold.
-
-    One of another interpreter has processes of its own.
-    """
-    isolated = isinstance(potential, Mapping) and potential.get("python") is not None
-    return isinstance(potential, (str, Mapping)) and not isolated
-
-
 class PooledPotential:
     """A potential whose work is spread over a pool of processes.
 
     Args:
         spec: the potential, by name or as a mapping of name and settings, as
             :func:`nucleate.physics.potentials.get_potential` takes it.
-        pool: where it runs; others may use it too.
+        pool: where it runs, processes or a cluster; others may use it too.
         timeout: seconds for one crystal.
 
     Example:
@@ -265,7 +268,7 @@ class PooledPotential:
         ...     results = pending.result()
     """
 
-    def __init__(self, spec: Spec, pool: ProcessPool, *, timeout: float | None = 60.0) -> None:
+    def __init__(self, spec: Spec, pool: Pool, *, timeout: float | None = 60.0) -> None:
         described = get_potential(spec)
         self.accepts_cells = True
         self.name = described.name
@@ -300,11 +303,17 @@ class PooledPotential:
         work = partial(_evaluate, self._spec, forces, stress, magmoms)
         return spread(self.pool, work, structures, self._timeout)
 
+    def relax(
+        self, structures: Sequence[Structure | Cell], settings: RelaxSettings
+    ) -> list[Relaxation | Exception]:
+        """Relax B crystals, each from its first step to its last in one worker; waits for all."""
+        return submit_relaxations(structures, self._spec, self.pool, settings).result()
+
 
 def submit_relaxations(
     structures: Sequence[Structure | Cell],
     spec: Spec,
-    pool: ProcessPool,
+    pool: Pool,
     settings: RelaxSettings | None = None,
     *,
     timeout: float | None = 600.0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleate import plugins
 from nucleate.errors import InputError, NucleateError
-from nucleate.execution.local import PooledPotential, fits_workers
+from nucleate.execution.local import PooledPotential
 from nucleate.execution.meter import Meter, metered
 from nucleate.protocols import CostClass, Property, Scores, Status
 from nucleate.store.experience import Evaluation
@@ -38,8 +38,8 @@ def make_property(
     Args:
         name: name of a plug-in, or a file and function.
         settings: its settings.
-        resources: objects handed to those of its parameters that have these names. On a ``pool``
-            among them a potential that the settings name is computed too.
+        resources: objects handed to those of its parameters that have these names; a ``pool``
+            also evaluates a potential that the settings name.
         base: folder that a file is relative to beside the working directory.
 
     Raises:
@@ -58,11 +58,39 @@ def make_property(
     parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
     given = {key: value for key, value in resources.items() if key in parameters}
     given |= settings or {}
-    if (pool := resources.get("pool")) is not None and fits_workers(given.get("potential")):
-        plugins.check_settings(plugins.PROPERTIES, name, given, f"property {name!r}")
-        given["potential"] = PooledPotential(given["potential"], pool)
+    if (pool := resources.get("pool")) is not None:
+        potential = potential_of_workers(name, given, pool.workers_here > 0)
+        if potential is not None:
+            plugins.check_settings(plugins.PROPERTIES, name, given, f"property {name!r}")
+            given["potential"] = PooledPotential(potential, pool)
     made: Property = plugins.create(plugins.PROPERTIES, name, given)
     return made
+
+
+def potential_of_workers(
+    name: str, settings: Mapping[str, Any], here: bool = True
+) -> str | Mapping[str, Any] | None:
+    """The potential that worker processes compute for a property, by name or mapping.
+
+    Args:
+        name: of the property.
+        settings: of the property.
+        here: whether the workers are on this machine.
+
+    Returns:
+        None where there is none, or not for them: one of another interpreter has processes of its
+        own, and one on a GPU of this machine needs no second copy.
+    """
+    if plugins.is_custom(name):
+        return None
+    parameters = inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
+    if "potential" not in parameters:
+        return None
+    potential = settings.get("potential", parameters["potential"].default)
+    if isinstance(potential, Mapping):
+        on_gpu = potential.get("device", "cpu") != "cpu"
+        return None if potential.get("python") is not None or (on_gpu and here) else potential
+    return potential if isinstance(potential, str) else None
 
 
 def evaluate(

@@ -36,13 +36,17 @@ PropertyFunction = Callable[
     [Sequence["Structure"]], "Sequence[float | None] | Mapping[int, float | None]"
 ]
 
-_CHUNK = 16  # crystals in one call of a worker, where they are not costly
+Start = Callable[[Sequence["Structure"]], "dict[Future[list[Any]], range]"]
+
+_CHUNK = 16  # most crystals in one call of a worker, where they are not costly
 _COSTLY = (CostClass.RELAXATION, CostClass.DFT)
 _HOPELESS = 8  # so many crystals that all raise are a broken function, not bad crystals
 
 
 class ChunkPool(Protocol):
     """What this property needs of a pool of processes."""
+
+    n_workers: int
 
     def map_chunks(
         self,
@@ -93,7 +97,7 @@ class CustomProperty:
         self.cost = cost
         self._function = function
         self._order_checked = False
-        self._start: Callable[[Sequence[Structure]], list[Future[list[Any]]]] | None = None
+        self._start: Start | None = None
         self._key = key or f"custom/{self.name}/{_source_hash(function)}"
 
     @classmethod
@@ -202,36 +206,38 @@ class CustomProperty:
         Raises:
             InputError: after all is given, if the function raised on each of many crystals.
         """
-        size = _chunk_size(self.cost)
         if self._start is None:
             size = 1 if self.cost in _COSTLY else len(structures)
-            for first in range(0, len(structures), max(size, 1)):
-                rows = range(first, min(first + size, len(structures)))
+            for rows in _chunks(len(structures), size):
                 yield rows, self.evaluate([structures[i] for i in rows])
             return
         answers: list[Any] = []
-        chunks = {chunk: k * size for k, chunk in enumerate(self._start(structures))}
+        chunks = self._start(structures)
         for chunk in concurrent.futures.as_completed(chunks):
-            found, first = chunk.result(), chunks[chunk]
+            found, rows = chunk.result(), chunks[chunk]
             answers += found
-            self._check_order(structures[first : first + size], found)
-            yield range(first, first + len(found)), _scores(self.name, found)
+            self._check_order([structures[i] for i in rows], found)
+            yield rows, _scores(self.name, found)
         _check_hopeless(self.name, answers)
 
 
-def _chunk_size(cost: str) -> int:
-    return 1 if cost in _COSTLY else _CHUNK
+def _chunks(n: int, size: int) -> list[range]:
+    return [range(first, min(first + size, n)) for first in range(0, n, max(size, 1))]
 
 
 def _start(
     pool: ChunkPool, work: Any, timeout: float | None, cost: str, structures: Sequence[Structure]
-) -> list[Future[list[Any]]]:
-    return pool.map_chunks(work, structures, _chunk_size(cost), timeout=timeout)
+) -> dict[Future[list[Any]], range]:
+    """Values on their way, and the rows that they belong to, in order."""
+    share = len(structures) // (3 * pool.n_workers)
+    size = 1 if cost in _COSTLY else min(max(share, 1), _CHUNK)
+    chunks = pool.map_chunks(work, structures, size, timeout=timeout)
+    return dict(zip(chunks, _chunks(len(structures), size), strict=True))
 
 
 def _call_in_pool(
     name: str,
-    start: Callable[[Sequence[Structure]], list[Future[list[Any]]]],
+    start: Start,
     structures: Sequence[Structure],
 ) -> list[Any]:
     """A value, or the exception in its place, for each structure."""

@@ -121,7 +121,11 @@ class EnergyAboveHull:
             return []
         if self.relax_settings is None:
             return self.potential.evaluate(structures)  # type: ignore[arg-type]  # cells do as well
+        from nucleate.execution.local import PooledPotential
         from nucleate.physics.relax import relax
+
+        if isinstance(self.potential, PooledPotential):
+            return self.potential.relax(structures, self.relax_settings)
 
         return relax(structures, self.potential, self.relax_settings)
 

@@ -1,0 +1,91 @@
+"""The section ``cluster`` of a recipe: the batch jobs whose workers evaluate crystals."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nucleate.config import Settings, option
+
+Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
+SchedulerOption = Annotated[str, Field(pattern=r"^-[^\n]+$")]
+Mount = Annotated[str, Field(pattern=r"^/[^\s]*$")]
+
+UNUSED = {
+    "slurm": ("image", "volumes"),
+    "pbs": ("image", "volumes"),
+    "kubernetes": ("account", "nodes", "options"),
+    "local": ("partition", "account", "nodes", "memory", "options", "address", "image", "volumes"),
+}
+"""Scheduler: keys that mean nothing to it."""
+
+
+class ClusterSettings(Settings):
+    """Pilot jobs: each takes evaluations one after another until its time is up."""
+
+    scheduler: Literal["slurm", "pbs", "kubernetes", "local"] = option(
+        description="who starts the jobs; 'local' starts them on this machine, to try things out"
+    )
+    workers: int = option(description="processes that evaluate on each node", ge=1, le=4096)
+    partition: Word | None = option(
+        None, description="partition (SLURM), queue (PBS) or namespace (Kubernetes) of the jobs"
+    )
+    account: Word | None = option(None, description="account or project that is charged")
+    walltime: str = option(
+        "01:00:00",
+        description="limit of one job, HH:MM:SS; a job that has ended is replaced",
+        pattern=r"^\d{1,4}:[0-5]\d:[0-5]\d$",
+    )
+    nodes: int = option(1, description="nodes of one job", ge=1, le=10_000)
+    memory: int | None = option(None, description="memory of a node for the job", unit="GB", ge=1)
+    min_jobs: int = option(0, description="jobs that are kept even when idle", ge=0, le=10_000)
+    max_jobs: int = option(1, description="most jobs at a time", ge=1, le=10_000)
+    setup: str = option(
+        "", description="shell lines run on a node before its workers, such as 'module load ...'"
+    )
+    options: tuple[SchedulerOption, ...] = option(
+        (), description="further options of sbatch or qsub, such as '--qos=long'"
+    )
+    address: Word | None = option(
+        None,
+        description="network interface or IP address of this machine that the nodes connect to; "
+        "null for the first that they reach",
+    )
+    image: Word | None = option(None, description="container image, with nucleate[cluster] in it")
+    volumes: dict[Word, Mount] = option(
+        dict,
+        description="persistent volume claims by name, and where they are mounted; one holds the "
+        "folder of the runs at the same path as here",
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_scheduler(self) -> Self:
+        for name in UNUSED[self.scheduler]:
+            if getattr(self, name) != type(self).model_fields[name].get_default(
+                call_default_factory=True
+            ):
+                raise ValueError(f"'{name}' means nothing to the scheduler '{self.scheduler}'")
+        if self.min_jobs > self.max_jobs:
+            raise ValueError(f"min_jobs ({self.min_jobs}) is above max_jobs ({self.max_jobs})")
+        if self.walltime_seconds < MIN_WALLTIME:
+            raise ValueError(f"walltime {self.walltime} is too short: give five minutes or more")
+        if self.scheduler == "kubernetes":
+            for name in ("image", "memory", "volumes"):
+                if not getattr(self, name):
+                    raise ValueError(f"Kubernetes needs '{name}'")
+        return self
+
+    @property
+    def walltime_seconds(self) -> int:
+        """Limit of one job in seconds."""
+        hours, minutes, seconds = (int(part) for part in self.walltime.split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+
+    @property
+    def total_workers(self) -> int:
+        """Processes that evaluate when all jobs run."""
+        return self.workers * self.nodes * self.max_jobs
+
+
+MIN_WALLTIME = 300  # seconds: a node's workers take a good part of a minute to start
