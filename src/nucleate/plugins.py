@@ -27,12 +27,15 @@ ISOLATED_SETTINGS = ("structures", "workers")
 
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {
     PROPERTIES: {
+        "band_gap": "nucleate.properties.electronic:BandGap",
         "bulk_modulus": "nucleate.properties.mechanical:BulkModulus",
         "bulk_modulus_eos": "nucleate.properties.mechanical:BulkModulusOfState",
         "charge_balance": "nucleate.properties.composition:ChargeBalance",
         "density": "nucleate.properties.composition:Density",
+        "dielectric_total": "nucleate.properties.electronic:DielectricTotal",
         "e_above_hull": "nucleate.properties.stability:EnergyAboveHull",
         "element_mask": "nucleate.properties.composition:ElementMask",
+        "figure_of_merit": "nucleate.properties.electronic:FigureOfMerit",
         "heat_capacity": "nucleate.properties.thermal:HeatCapacity",
         "hhi_production": "nucleate.properties.composition:HhiProduction",
         "hhi_reserve": "nucleate.properties.composition:HhiReserve",
@@ -40,9 +43,12 @@ _BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "magnetic_density": "nucleate.properties.magnetic:MagneticDensity",
         "number_density": "nucleate.properties.composition:NumberDensity",
         "phonon_stability": "nucleate.properties.thermal:PhononStability",
+        "predicted": "nucleate.properties.predicted:Predicted",
         "price": "nucleate.properties.composition:Price",
         "pugh_ratio": "nucleate.properties.mechanical:PughRatio",
+        "refractive_index": "nucleate.properties.electronic:RefractiveIndex",
         "shear_modulus": "nucleate.properties.mechanical:ShearModulus",
+        "synthesizability": "nucleate.properties.synthesis:Synthesizability",
         "vickers_hardness": "nucleate.properties.mechanical:VickersHardness",
         "young_modulus": "nucleate.properties.mechanical:YoungModulus",
     },

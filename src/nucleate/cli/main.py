@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from nucleate import __version__
-from nucleate.cli import console, data, hulls, judging, models, runs, system, tuning
+from nucleate.cli import console, data, hulls, judging, models, predictor, runs, system, tuning
 from nucleate.errors import NucleateError, StorageError
 
 
@@ -93,6 +93,7 @@ app.command("recipe")(runs.recipe)
 app.command("pretrain")(models.pretrain)
 app.add_typer(data.app, name="data")
 app.add_typer(hulls.app, name="hull")
+app.add_typer(predictor.app, name="predictor")
 app.add_typer(models.import_app, name="import")
 
 
