@@ -2,9 +2,9 @@
 
     python scripts/predictor_tables.py DATA OUT
 
-DATA holds ``crystals/`` (train, val, test: crystals with band gaps and ids of the Materials Project,
-split by formula) and ``properties/`` (ICSD flags, dielectric constants). The commands that read OUT
-are on the cards: ``nucleate predictor info``.
+DATA holds ``crystals/`` (train, val, test: crystals with band gaps and ids of the Materials
+Project, split by formula) and ``properties/`` (ICSD flags, dielectric constants). The commands that
+read OUT are on the cards, ``predictor.json``.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def main() -> None:
         reported_later = flagged.any_list.eq(True).fillna(False).astype(bool) & ~flagged.icsd
         flagged = flagged[~reported_later][[*CRYSTAL, "icsd"]]
         flagged.to_parquet(options.out / f"icsd-{part}.parquet")
-        print(
-            f"{part}: {len(gaps):,} band gaps, {len(flagged):,} flags, {flagged.icsd.mean():.1%} true"
-        )
+        print(f"{part}: {len(gaps):,} gaps, {len(flagged):,} flags, {flagged.icsd.mean():.1%} true")
 
 
 if __name__ == "__main__":
