@@ -16,6 +16,7 @@ MACE = {"name": "mace", "model": "small"}
     ("prop", "settings", "potential", "pooled"),
     [
         ("density", {}, None, False),
+        ("predicted", {"predictor": "mine"}, None, True),
         ("mine.py:f", {"python": "python3"}, None, True),
         ("e_above_hull", {}, "chgnet", True),
         ("e_above_hull", {"potential": "mace"}, "mace", True),

@@ -19,6 +19,7 @@ from nucleate.cli import (
     hulls,
     judging,
     models,
+    predictor,
     runs,
     system,
     tuning,
@@ -107,6 +108,7 @@ app.add_typer(checking.app, name="explain")
 app.add_typer(data.app, name="data")
 app.add_typer(hulls.app, name="hull")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(predictor.app, name="predictor")
 app.add_typer(models.import_app, name="import")
 
 

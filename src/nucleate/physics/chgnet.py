@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -34,8 +34,8 @@ from nucleate.protocols import PotentialResult
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-    from torch import Tensor
 
+Result = TypeVar("Result")
 N_ELEMENTS = 94
 BONDS_PER_BATCH = 8_000  # bonds before reduction; larger batches fall out of the cache
 WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
@@ -58,11 +58,17 @@ def weights_path() -> Path:
     return path
 
 
-def _state(path: Path) -> dict[str, Tensor]:
+def load_network(device: str = "cpu", dtype: str = "float32") -> tuple[Network, str]:
+    """The network of the installed package, and the sha256 of its checkpoint.
+
+    Raises:
+        MissingDependencyError: if chgnet is not installed.
+    """
     import torch
 
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint["model"]["state_dict"]
+    path = weights_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)["model"]["state_dict"]
+    return Network(state, device, dtype), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class ChgnetPotential:
@@ -87,9 +93,7 @@ class ChgnetPotential:
     accepts_cells = True
 
     def __init__(self, device: str = "cpu", dtype: str = "float32") -> None:
-        path = weights_path()
-        self.weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._network = Network(_state(path), device, dtype)
+        self._network, self.weights_hash = load_network(device, dtype)
 
     def evaluate(
         self,
@@ -110,31 +114,10 @@ class ChgnetPotential:
         Returns:
             For each crystal a result, or an exception with the reason why it has none.
         """
-        results: list[PotentialResult | Exception | None] = [None] * len(structures)
-        first_with: dict[tuple[bytes, ...], int] = {}
-        copies: list[tuple[int, int]] = []
-        work: list[tuple[int, Cell, Bonds]] = []
-        for i, structure in enumerate(structures):
-            try:
-                cell = as_cell(structure)
-                key = tuple(array.tobytes() for array in cell)
-                if (j := first_with.setdefault(key, i)) != i:
-                    copies.append((i, j))
-                    continue
-                _check_elements(cell)
-                work.append((i, cell, find_bonds(cell, CUTOFF, SHORT_CUTOFF)))
-            except (InputError, ValueError, AttributeError, np.linalg.LinAlgError) as error:
-                results[i] = error
-        work.sort(key=lambda item: len(item[2].first))
-        for batch in _batches(work):
-            index, cells, bonds = zip(*batch, strict=True)
-            for i, result in zip(
-                index, self._evaluate_batch(cells, bonds, forces, stress, magmoms), strict=True
-            ):
-                results[i] = result
-        for i, j in copies:
-            results[i] = results[j]
-        return results  # type: ignore[return-value]  # every entry is set above
+        return evaluate_in_batches(
+            structures,
+            lambda cells, bonds: self._evaluate_batch(cells, bonds, forces, stress, magmoms),
+        )
 
     def _evaluate_batch(
         self,
@@ -180,6 +163,44 @@ class ChgnetPotential:
             else InputError("CHGNet gave an energy that is not finite")
             for k in range(len(cells))
         ]
+
+
+def evaluate_in_batches(
+    structures: Sequence[Structure | Cell],
+    evaluate: Callable[[Sequence[Cell], Sequence[Bonds]], Sequence[Result | Exception]],
+) -> list[Result | Exception]:
+    """Find the bonds of B crystals and evaluate batches of similar size.
+
+    Args:
+        structures: crystals, as structures or as arrays; equal ones are evaluated once.
+        evaluate: from cells and their bonds to one result for each.
+
+    Returns:
+        For each crystal, order kept, a result, or an exception with the reason why it has none.
+    """
+    results: list[Result | Exception | None] = [None] * len(structures)
+    first_with: dict[tuple[bytes, ...], int] = {}
+    copies: list[tuple[int, int]] = []
+    work: list[tuple[int, Cell, Bonds]] = []
+    for i, structure in enumerate(structures):
+        try:
+            cell = as_cell(structure)
+            key = tuple(array.tobytes() for array in cell)
+            if (j := first_with.setdefault(key, i)) != i:
+                copies.append((i, j))
+                continue
+            _check_elements(cell)
+            work.append((i, cell, find_bonds(cell, CUTOFF, SHORT_CUTOFF)))
+        except (InputError, ValueError, AttributeError, np.linalg.LinAlgError) as error:
+            results[i] = error
+    work.sort(key=lambda item: len(item[2].first))
+    for batch in _batches(work):
+        index, cells, bonds = zip(*batch, strict=True)
+        for i, result in zip(index, evaluate(cells, bonds), strict=True):
+            results[i] = result
+    for i, j in copies:
+        results[i] = results[j]
+    return results  # type: ignore[return-value]  # every entry is set above
 
 
 def _check_elements(cell: Cell) -> None:

@@ -172,8 +172,32 @@ class Network:
             (A,) energy of an atom of each class, eV, without the elements' reference energies,
             and (A,) magnetic moments, μ_B.
         """
-        import torch
+        states, moment = self.atom_states(graph, length, angle)
+        return self.energies(states[-1]), moment
+
+    def energies(self, atom: Tensor) -> Tensor:
+        """(A, WIDTH) last states of atoms to (A,) energies as in :meth:`forward`."""
         from torch.nn import functional as F
+
+        x = F.layer_norm(atom, (WIDTH,), *self.norm)
+        for matrix, bias in self.readout[:-1]:
+            x = F.silu(F.linear(x, matrix, bias))
+        return F.linear(x, *self.readout[-1]).view(-1)
+
+    def atom_states(
+        self, graph: ReducedGraph, length: Tensor, angle: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """States of atom classes.
+
+        Args:
+            graph: the reduced graph.
+            length: (U,) Å, its bond lengths as a tensor.
+            angle: (T,) radians, its angles as a tensor.
+
+        Returns:
+            (A, WIDTH) states after each of the four layers, and (A,) magnetic moments, μ_B.
+        """
+        import torch
 
         to = self.tensor
         n_short, n_atoms, n_angles = graph.n_short, len(graph.atom_number), len(graph.angle)
@@ -194,7 +218,7 @@ class Network:
             angle_weight = weight_bg.index_select(0, first) * weight_bg.index_select(0, second)
             angle_weight = angle_weight * to(graph.angle_count, True)[:, None]
 
-        moment = atom[:, 0]
+        states, moment = [], atom[:, 0]
         for k, layer in enumerate(self.atom_layers):
             from_centre, from_bond, from_neighbour = layer["parts"]
             hidden = _gather_sum(
@@ -205,6 +229,7 @@ class Network:
             message = self._gated(layer, hidden) * weight
             summed = message.new_zeros(n_atoms, WIDTH).index_add(0, centre, message)
             atom = torch.addmm(atom, summed, layer["out"])
+            states.append(atom)
             if k == 2:
                 moment = torch.addmm(self.site[1], atom, self.site[0]).abs().view(-1)
             if k < 3 and n_angles:
@@ -221,10 +246,7 @@ class Network:
                     parts = (bond, atom, angle_state, first, second, angle_centre)
                     hidden = self._angle_hidden(self.angle_layers[k], *parts)
                     angle_state = angle_state + self._gated(self.angle_layers[k], hidden)
-        x = F.layer_norm(atom, (WIDTH,), *self.norm)
-        for matrix, bias in self.readout[:-1]:
-            x = F.silu(F.linear(x, matrix, bias))
-        return F.linear(x, *self.readout[-1]).view(-1), moment
+        return states, moment
 
     @staticmethod
     def _angle_hidden(

@@ -34,6 +34,10 @@ class WorkerCrashError(NucleateError):
     """The process that evaluated a crystal died."""
 
 
+class UnsupportedError(NucleateError):
+    """A crystal is outside the range of what evaluates it."""
+
+
 def status_of(error: BaseException | None) -> Status:
     """The status that an evaluation's exception stands for; OK for None."""
     if error is None:
@@ -42,6 +46,8 @@ def status_of(error: BaseException | None) -> Status:
         return Status.TIMEOUT
     if isinstance(error, WorkerCrashError):
         return Status.CRASHED
+    if isinstance(error, UnsupportedError):
+        return Status.UNSUPPORTED
     return Status.INVALID if isinstance(error, InputError) else Status.FAILED
 
 

@@ -1,0 +1,1 @@
+"""Predictors of properties: small networks, trained on tables, over a frozen CHGNet."""
