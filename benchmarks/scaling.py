@@ -28,7 +28,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,17 +129,25 @@ class SimulatedWorkers:
 
     def evaluate(self, structures: Sequence[object]) -> Scores:
         """Scores of B crystals, when the last of them is due."""
+        rows, parts = zip(*self.stream(structures), strict=True)
+        value = np.concatenate([part.value for part in parts])[np.argsort(np.concatenate(rows))]
+        return Scores(value, [Status.OK] * len(value), [""] * len(value))
+
+    def stream(self, structures: Sequence[object]) -> Iterator[tuple[Sequence[int], Scores]]:
+        """Rows and their scores, as they are due."""
         lengths = self._random.exponential(self._length, len(structures))
+        values, due = self._random.random(len(structures)), []
         with self._lock:
-            due = 0.0
             for length in lengths:
-                done = max(heapq.heappop(self._free), time.monotonic()) + length
-                heapq.heappush(self._free, done)
-                due = max(due, done)
+                due.append(max(heapq.heappop(self._free), time.monotonic()) + length)
+                heapq.heappush(self._free, due[-1])
             self.busy += float(lengths.sum())
-        time.sleep(max(0.0, due - time.monotonic()))
-        value = self._random.random(len(structures))
-        return Scores(value, [Status.OK] * len(structures), [""] * len(structures))
+        order = np.argsort(due)
+        while len(order):
+            time.sleep(max(0.0, due[order[0]] - time.monotonic()))
+            done = int(np.searchsorted(np.array(due)[order], time.monotonic(), side="right"))
+            rows, order = order[:done].tolist(), order[done:]
+            yield rows, Scores(values[rows], [Status.OK] * done, [""] * done)
 
 
 def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) -> None:
@@ -151,6 +159,7 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
     from nucleate.objectives.shaping import Linear
     from nucleate.policies.checkpoint import load_policy, resolve
     from nucleate.recipe import load_recipe
+    from nucleate.screen.screen import Screen
     from nucleate.store.rundir import RunDirectory
 
     recipe = load_recipe(
@@ -176,7 +185,10 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
         objective = Objective([Term(simulated, shaping)], store=store)
         timed = _Timed(store.record), _Timed(store.record_step)
         store.record, store.record_step = timed  # type: ignore[method-assign]
-        loop = Loop(recipe, policy, prior, objective, condition, known, run, on_step=logged.append)
+        screen = Screen(recipe.screen, store)
+        loop = Loop(
+            recipe, policy, prior, objective, screen, condition, known, run, on_step=logged.append
+        )
         started = time.perf_counter()
         loop.run()
         passed = time.perf_counter() - started

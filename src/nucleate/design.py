@@ -620,7 +620,10 @@ def _judge_both(
                 outcomes[name].append(table)
     compared = comparison.compare(evaluations["base"], evaluations["tuned"])
     if wanted:
-        compared["objective"] = compare_outcomes(objective, outcomes["base"], outcomes["tuned"])
+        tables = [evaluation.table for evaluation in evaluations["tuned"]]
+        compared["objective"] = compare_outcomes(
+            objective, outcomes["base"], outcomes["tuned"], tables
+        )
     comparison.write_comparison(compared, folder)
     write_best(select_best(evaluations["tuned"], recipe.output.best), run.path / CRYSTALS_FOLDER)
     say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CHUNK = 64
 """Crystals whose values are recorded together."""
 SIDES = ("base", "tuned")
+MOST_BEST = 25
+"""Crystals in the table of the best."""
 FRONT_CSV = "pareto.csv"
 FRONT_FOLDER = "pareto"
 
@@ -69,7 +71,10 @@ def outcome(objective: Objective, samples: Samples, n: int) -> pd.DataFrame:
 
 
 def compare_outcomes(
-    objective: Objective, base: Sequence[pd.DataFrame], tuned: Sequence[pd.DataFrame]
+    objective: Objective,
+    base: Sequence[pd.DataFrame],
+    tuned: Sequence[pd.DataFrame],
+    judged: Sequence[pd.DataFrame],
 ) -> dict[str, Any]:
     """Base against tuned by the objective.
 
@@ -77,12 +82,16 @@ def compare_outcomes(
         objective: what the tables were made by.
         base: of :func:`outcome`, one for each seed.
         tuned: the same, of as many samples.
+        judged: verdicts on the tuned samples, one table for each seed, whose first rows are those
+            of ``tuned``.
 
     Returns:
         JSON-ready dictionary: ``n`` (samples of each), ``rows`` (a number of each side:
         ``quantity``, ``label``, ``unit``, ``base``, ``tuned``), ``reward`` and ``scored`` with
-        intervals, ``lost`` (crystals without a reward by reason), and for two and more terms
-        ``pareto`` (terms, reference, front and all values of each side).
+        intervals, ``lost`` (crystals without a reward by reason), ``values`` (of each property and
+        side), ``best`` (tuned crystals of the highest reward, each once, and as what they are
+        known), and for two and more terms ``pareto`` (terms, reference, front and all values of
+        each side).
     """
     import pandas as pd
 
@@ -114,12 +123,49 @@ def compare_outcomes(
     for name, prop in objective.properties.items():
         middle = (_median(tables[side][name]) for side in SIDES)
         said["rows"].append(_row(f"median_{name}", f"median {name}", prop.unit, *middle))
+    said["values"] = {
+        name: {"unit": prop.unit, **{side: tables[side][name].dropna().tolist() for side in SIDES}}
+        for name, prop in objective.properties.items()
+    }
+    said["best"] = _best(objective, tuned, judged)
     if len(objective.terms) > 1:
         said["pareto"] = _pareto(objective, ok)
         for key, label in (("hypervolume", "hypervolume"), ("size", "crystals on the front")):
             numbers = (said["pareto"][side][key] for side in SIDES)
             said["rows"].append(_row(key if key != "size" else "pareto_size", label, "", *numbers))
     return said
+
+
+def _best(
+    objective: Objective, tuned: Sequence[pd.DataFrame], judged: Sequence[pd.DataFrame]
+) -> list[dict[str, Any]]:
+    """The tuned crystals of the highest reward, the same crystal once for each seed."""
+    import pandas as pd
+
+    rows = pd.concat(
+        [
+            table.assign(
+                unique=verdicts["unique"].to_numpy()[: len(table)],
+                known_as=verdicts["known_as"].to_numpy()[: len(table)],
+                hull=verdicts["e_above_hull"].to_numpy()[: len(table)],
+            )
+            for table, verdicts in zip(tuned, judged, strict=True)
+        ],
+        ignore_index=True,
+    )
+    rows = rows[(rows["status"] == Status.OK.value) & rows["unique"].astype(bool)]
+    rows = rows.sort_values("reward", ascending=False, kind="stable").head(MOST_BEST)
+    return [
+        {
+            "formula": str(row["formula"]),
+            "space_group": int(row["space_group"]),
+            "reward": float(row["reward"]),
+            "e_above_hull": float(row["hull"]),
+            "known_as": str(row["known_as"] or ""),
+            "values": {name: float(row[name]) for name in objective.properties},
+        }
+        for _, row in rows.iterrows()
+    ]
 
 
 def _pareto(objective: Objective, ok: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nucleate.store.cache import EvaluationCache
 
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
-_PART = {CostClass.RELAXATION: 64, CostClass.DFT: 1}
+_PART = {CostClass.RELAXATION: 256, CostClass.DFT: 1}
 """Crystals that are evaluated together, and kept together, by cost class; else all at once."""
 
 

@@ -206,7 +206,9 @@ def objective(data: ReportData) -> str:
     )
     pareto = said.get("pareto")
     if not pareto:
-        return table + _refusals(said)
+        charts = "".join(f"<figure>{_distribution(*entry)}</figure>" for entry in _values(said))
+        shown = f'<div class="two"><div>{table}</div>{charts}</div>'
+        return shown + _best_by_reward(said) + _refusals(said)
     names = [escape(f"{term['label']}: {term['shaping']}") for term in pareto["terms"]]
     note = (
         f"<p class='note'>Large points are the Pareto front: no crystal of the same model is as "
@@ -215,8 +217,59 @@ def objective(data: ReportData) -> str:
     )
     pairs = list(combinations(range(len(pareto["terms"])), 2))[:MOST_PAIRS]
     charts = "".join(f"<figure>{_trade_off(pareto, *pair)}</figure>" for pair in pairs)
-    return f'<div class="two"><div>{table}</div>{charts}</div>{note}{_front(pareto)}' + _refusals(
-        said
+    charts += "".join(f"<figure>{_distribution(*entry)}</figure>" for entry in _values(said))
+    shown = f'<div class="two"><div>{table}</div>{charts}</div>{note}{_front(pareto)}'
+    return shown + _best_by_reward(said) + _refusals(said)
+
+
+def _values(said: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Properties with values that differ, which can be shown as a distribution."""
+    return [
+        (name, values)
+        for name, values in said.get("values", {}).items()
+        if len({*values["base"], *values["tuned"]}) > 2
+    ]
+
+
+def _distribution(name: str, values: Mapping[str, Any]) -> str:
+    """Values of base and tuned samples; a hundredth at each end is in the outer bins."""
+    both = sorted(values["base"] + values["tuned"])
+    low, high = both[len(both) // 100], both[-1 - len(both) // 100]
+    unit = f", {values['unit']}" if values["unit"] else ""
+    return figures.histogram(
+        [(side, side, values[side]) for side in ("base", "tuned")],
+        title=f"{name} of base and tuned samples",
+        x_label=f"{name}{unit} (outer bins hold the rest)",
+        y_label="crystals",
+        low=low,
+        high=high if high > low else low + 1.0,
+        bins=40,
+    )
+
+
+def _best_by_reward(said: Mapping[str, Any]) -> str:
+    """The tuned samples of the highest reward, and which of them the training set holds."""
+    best = said.get("best")
+    if not best:
+        return ""
+    units = {name: values["unit"] for name, values in said["values"].items()}
+    names = [name for name in best[0]["values"] if name != "e_above_hull"]
+    heads = "".join(
+        f"<th class='n'>{escape(name)} {escape(units.get(name, ''))}</th>" for name in names
+    )
+    rows = "".join(
+        f"<tr><td>{formula_html(row['formula'])}</td><td>{group_html(row['space_group'])}</td>"
+        f"<td class='n'>{number(row['reward'])}</td>"
+        + "".join(f"<td class='n'>{number(row['values'][name])}</td>" for name in names)
+        + f"<td class='n'>{number(row['e_above_hull'])}</td>"
+        f"<td>{escape(row['known_as']) or 'no'}</td></tr>"
+        for row in best
+    )
+    return (
+        "<details open><summary>Tuned samples of the highest reward</summary><table><thead><tr><th>"
+        f"formula</th><th>space group</th><th class='n'>reward</th>{heads}<th class='n'>energy "
+        f"above hull eV/atom</th><th>in the training set</th></tr></thead><tbody>{rows}</tbody>"
+        "</table></details>"
     )
 
 
