@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nucleate.config import Settings
+from nucleate.config import Settings, dotted
 from nucleate.errors import InputError, RecipeError
 from nucleate.policies.condition import Condition
 from nucleate.recipe import (
@@ -72,8 +72,11 @@ def test_one_wrong_letter_is_rejected_with_a_suggestion(
         file.write_text(yaml.safe_dump(data, sort_keys=False))
         with pytest.raises(RecipeError) as caught:
             load_recipe(file)
-        assert f"'{'.'.join(map(str, (*path[:-1], wrong)))}'" in caught.value.what
-        assert "line" in caught.value.what
+        if "settings" in path[:-1]:  # the property's own
+            assert dotted(path[:3]) in caught.value.what and repr(wrong) in caught.value.what
+        else:
+            assert f"'{dotted((*path[:-1], wrong))}'" in caught.value.what
+            assert "line" in caught.value.what
         assert str(file) in caught.value.what
         assert f"Did you mean {key!r}" in caught.value.fix
 

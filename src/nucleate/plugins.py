@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from nucleate.errors import MissingDependencyError, NucleateError, RecipeError, did_you_mean
-from nucleate.protocols import CostClass
 
 PROPERTIES = "nucleate.properties"
 POTENTIALS = "nucleate.potentials"
@@ -215,6 +214,8 @@ def check_custom_settings(settings: Mapping[str, Any], where: str) -> None:
                 f"{where}: {key!r} is a setting of another interpreter, and none is given.",
                 fix="Add 'python: /path/to/its/python', or remove it.",
             )
+    from nucleate.protocols import CostClass
+
     costs = [cost.value for cost in CostClass]
     if settings.get("cost", costs[0]) not in costs:
         raise RecipeError(

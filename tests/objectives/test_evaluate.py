@@ -12,7 +12,7 @@ import pytest
 
 from nucleate.errors import InputError, NucleateError
 from nucleate.execution.meter import current_meter
-from nucleate.objectives.evaluate import evaluate
+from nucleate.objectives.evaluate import _PART, evaluate
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Linear
 from nucleate.protocols import CostClass, Scores, Status
@@ -63,7 +63,8 @@ def named(n: int) -> list[str]:
         (Streamed, CostClass.DFT, [1] * 80, [1] * 71),
     ],
 )
-def test_a_crash_costs_what_was_under_way(kind, cost, first, again) -> None:
+def test_a_crash_costs_what_was_under_way(kind, cost, first, again, monkeypatch) -> None:
+    monkeypatch.setitem(_PART, CostClass.RELAXATION, 64)
     with EvaluationCache(":memory:") as cache:
         dying, whole, resumed = kind(cost, dies_at=[70]), kind(cost), kind(cost)
         with pytest.raises(KeyboardInterrupt):

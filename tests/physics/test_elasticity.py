@@ -111,7 +111,7 @@ def test_energies_of_strained_crystals(make, emt: AsePotential) -> None:
     found = one(elasticity([make()], emt, ElasticSettings(FINE, strains=SMALL))[0])
     difference = found.clamped.stiffness - found.tensor.stiffness
     assert np.linalg.eigvalsh(difference).min() > -1e-6, "atoms that give way only soften"
-    assert np.abs(difference).max() > 5
+    assert np.abs(difference).max() > 1
     assert found.softest_mode > 0
     for direction in directions(3):
         for tensor, relaxed in ((found.clamped, False), (found.tensor, True)):

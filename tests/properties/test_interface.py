@@ -60,7 +60,8 @@ def test_workers_give_the_same_and_a_time_out_costs_one_crystal() -> None:
     alone = CoincidentArea().evaluate(crystals)
     with ProcessPool(1) as pool:
         pooled = CoincidentArea(pool=pool).evaluate(crystals)
-        late = CoincidentArea(pool=pool, timeout=1e-4).evaluate(crystals[:1])
+        slow = CoincidentArea(max_miller=9, max_area=9000, timeout=0.2, pool=pool)
+        late = slow.evaluate(crystals[:1])
     np.testing.assert_array_equal(alone.value, pooled.value)
     assert (alone.status, alone.reason) == (pooled.status, pooled.reason)
     assert late.status == [Status.TIMEOUT]
