@@ -2,9 +2,10 @@
 
     python benchmarks/relax.py --crystals CRYSTALS.parquet [--number 100]
 
-The crystals are mixed: each cell is stretched by up to 5 % in length, and in every second crystal
-all atoms are displaced as well (0.05 Å in each direction, standard deviation), which leaves no
-symmetry. Both sides relax atoms and cell until no force on an atom or on the cell, the virial over
+The crystals are mixed: each cell is stretched by up to ``--stretch`` in length, and in every
+second crystal all atoms are displaced as well (``--displacement`` Å in each direction, standard
+deviation), which leaves no symmetry. The further they are moved, the more of them end in another
+minimum. Both sides relax atoms and cell until no force on an atom or on the cell, the virial over
 the number of atoms, exceeds ``--fmax``. One thread, processor time.
 
 Energies must agree to 5 meV/atom for 95 % of the crystals that either side calls relaxed, every
@@ -35,24 +36,22 @@ from nucleate.physics.chgnet import ChgnetPotential
 from nucleate.physics.relax import Relaxation, RelaxSettings, RelaxStatus, relax
 
 MOST_ATOMS = 20
-STRETCH = 0.05
-DISPLACEMENT = 0.05  # Å
 MAX_STEPS = 500
 TOLERANCE = 0.005  # eV/atom
 FORCE_TOLERANCE = 2e-3  # eV/Å; float32 forces of two programmes
 FASTER = 3.0
 
 
-def crystals(path: Path, number: int) -> list[Structure]:
+def crystals(path: Path, number: int, stretch: float, displacement: float) -> list[Structure]:
     """A fixed random choice of a table's crystals of at most 20 atoms, disturbed."""
     table = pd.read_parquet(path, columns=["lattice", "numbers", "frac_coords"])
     table = table[table["numbers"].map(len) <= MOST_ATOMS].sample(number, random_state=0)
     rng = np.random.default_rng(0)
     found = []
     for i, row in enumerate(table.itertuples()):
-        cell = np.reshape(row.lattice, (3, 3)) * (1 + rng.uniform(-STRETCH, STRETCH))
+        cell = np.reshape(row.lattice, (3, 3)) * (1 + rng.uniform(-stretch, stretch))
         structure = Structure(Lattice(cell), row.numbers, np.reshape(row.frac_coords, (-1, 3)))
-        moves = rng.normal(0, DISPLACEMENT, (len(structure), 3))
+        moves = rng.normal(0, displacement, (len(structure), 3))
         if i % 2:
             moved = structure.cart_coords + moves
             structure = Structure(
@@ -133,6 +132,8 @@ def main() -> None:
     )
     parser.add_argument("--crystals", type=existing, required=True, help="parquet, see above")
     parser.add_argument("--number", type=int, default=100, help="crystals")
+    parser.add_argument("--stretch", type=float, default=0.02, help="largest, of lengths")
+    parser.add_argument("--displacement", type=float, default=0.02, help="of atoms, Å")
     parser.add_argument("--fmax", type=float, default=0.05, help="eV/Å")
     parser.add_argument("--verbose", action="store_true", help="a line for each crystal")
     options = parser.parse_args()
@@ -140,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     from chgnet.model.dynamics import CHGNetCalculator
 
-    structures = crystals(options.crystals, options.number)
+    structures = crystals(options.crystals, options.number, options.stretch, options.displacement)
     potential = ChgnetPotential()
     with contextlib.redirect_stdout(io.StringIO()):
         calculator = CHGNetCalculator(use_device="cpu")

@@ -16,8 +16,9 @@ from nucleate.objectives.dry_run import dry_run
 from nucleate.objectives.explain import TYPICAL, Part, explain
 from nucleate.objectives.objective import Objective
 from nucleate.physics.hull import DEFAULT_HULL, Hull
+from nucleate.physics.potentials import get_potential
 from nucleate.policies.checkpoint import load_policy, resolve
-from nucleate.recipe import STABILITY, Recipe, check_bonus, load_recipe
+from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
 
 if TYPE_CHECKING:
     from nucleate.policies.wyckoff import WyckoffPolicy
@@ -61,6 +62,10 @@ def check(
     checks = [
         _attempt("device", lambda: design.find_device(recipe.device)),
         _attempt("novelty bonus", lambda: _bonus(recipe)),
+        _attempt("limits", lambda: _limits(recipe)),
+        _attempt("screen", lambda: _screen(recipe)),
+        _attempt("workers", lambda: _workers(recipe)),
+        _attempt("cache", lambda: _cache(recipe)),
         _attempt("tensorboard", lambda: _tensorboard(recipe)),
     ]
     yield from checks
@@ -122,6 +127,31 @@ def _ends(recipe: Recipe) -> str:
 def _bonus(recipe: Recipe) -> str:
     check_bonus(recipe)
     return f"{recipe.algorithm.novelty_bonus:g}"
+
+
+def _limits(recipe: Recipe) -> str:
+    check_limits(recipe)
+    return ", ".join(f"{n:,} of {name}" for name, n in recipe.budget.limits.items()) or "none"
+
+
+def _screen(recipe: Recipe) -> str:
+    stages = [design.with_paths(stage).type for stage in recipe.screen.stages]
+    if {"relaxed", "stable"} & set(stages):
+        get_potential(recipe.screen.potential)
+    return ", ".join(stages)
+
+
+def _workers(recipe: Recipe) -> str:
+    if recipe.cluster is None:
+        return "processes of this machine"
+    from nucleate.execution.cluster import check_cluster
+
+    check_cluster(recipe.cluster)
+    return f"jobs of {recipe.cluster.scheduler}"
+
+
+def _cache(recipe: Recipe) -> str:
+    return str(design.check_cache(recipe) or "none")
 
 
 def _tensorboard(recipe: Recipe) -> str:

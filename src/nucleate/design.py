@@ -325,11 +325,8 @@ def _checked(recipe: Recipe) -> Recipe:
         from nucleate.execution.cluster import check_cluster
 
         check_cluster(recipe.cluster)
-    if recipe.output.cache is not None:
-        cache = Path(recipe.output.directory) / recipe.output.cache
-        if cache.exists():
-            EvaluationCache(cache).close()
-    stages = [_with_paths(stage) for stage in recipe.screen.stages]
+    check_cache(recipe)
+    stages = [with_paths(stage) for stage in recipe.screen.stages]
     hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)
     paths = {
         "checkpoint": _model(recipe.model.checkpoint),
@@ -351,7 +348,21 @@ def _checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _with_paths(stage: Stage) -> Stage:
+def check_cache(recipe: Recipe) -> Path | None:
+    """Where evaluations are shared, None for nowhere; it can be read if it is there.
+
+    Raises:
+        CheckpointError: the file is something else.
+    """
+    if recipe.output.cache is None:
+        return None
+    cache = Path(recipe.output.directory) / recipe.output.cache
+    if cache.exists():
+        EvaluationCache(cache).close()
+    return cache
+
+
+def with_paths(stage: Stage) -> Stage:
     """A stage of the screen with the paths of hull and reference spelt out.
 
     Raises:
@@ -447,7 +458,6 @@ def _tune(
             f"screen: {name}": key for name, key in screen.keys.items()
         }
         _check_properties(run, keys)
-        _check_limits(recipe, objective, screen)
         judges = _judges(recipe, objective, screen, potential)
         loop = Loop(
             recipe, policy, prior, objective, screen, condition, known, run, on_step=on_step
@@ -528,24 +538,6 @@ def _check_properties(run: RunDirectory, keys: Mapping[str, str]) -> None:
                 f"the property {name!r} is not the one this run started with",
                 f"it was {before[name]}, and is {key}",
                 "restore the hull, potential or function that it was, or start a new run",
-            )
-
-
-def _check_limits(recipe: Recipe, objective: Objective, screen: Screen) -> None:
-    """Refuse a limit that nothing can reach.
-
-    Raises:
-        RecipeError: no property of the objective, and no stage of the screen, has that name or
-            cost class.
-    """
-    asked = [(p.name, p.cost) for p in objective.properties.values()]
-    known = {str(label) for entry in [*asked, *screen.costs] for label in entry}
-    for name in recipe.budget.limits:
-        if name not in known:
-            raise RecipeError(
-                f"budget.limits: nothing that is evaluated is called {name!r} or of that class",
-                f"there are {', '.join(sorted(known))}",
-                "start again with another limit",
             )
 
 

@@ -21,7 +21,7 @@ from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.settings import ObjectiveSettings, PropertySettings, TermSettings
 from nucleate.objectives.shaping import Clip
 from nucleate.protocols import CostClass
-from nucleate.screen.settings import ScreenSettings, StableStage
+from nucleate.screen.settings import RelaxedStage, ScreenSettings, StableStage
 from nucleate.structures.elements import RADIOACTIVE, allowed_elements
 
 STABILITY = "e_above_hull"
@@ -370,7 +370,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _minibatch_fits(self) -> Self:
         minibatch = self.algorithm.minibatch
-        if minibatch is not None and minibatch > self.budget.batch_size:
+        stated = "minibatch" in self.algorithm.model_fields_set  # the default is cut to the batch
+        if stated and minibatch is not None and minibatch > self.budget.batch_size:
             raise ValueError(
                 f"algorithm.minibatch ({minibatch}) is larger than budget.batch_size "
                 f"({self.budget.batch_size})"
@@ -532,10 +533,14 @@ def check_limits(recipe: Recipe) -> None:
     Raises:
         RecipeError: a limit on something else.
     """
-    known = {cost.value for cost in CostClass} | {stage.type for stage in recipe.screen.stages}
+    asking = (RelaxedStage, StableStage)
+    known = {cost.value for cost in CostClass}
+    known |= {stage.type for stage in recipe.screen.stages if isinstance(stage, asking)}
     for entry in recipe.objective.properties:
         function = entry.property.rpartition(":")[2]
         known |= {entry.property, str(entry.settings.get("name", function))}
+    if any(entry.property == "predicted" for entry in recipe.objective.properties):
+        return  # goes by the predictor's name
     for name in recipe.budget.limits:
         if name not in known:
             raise RecipeError(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 CHUNK = 500
+COLUMNS = ("source", "id", "formula", "unit", "status", "reason")
+"""Of a table of scores, beside the property and what it measured on the way."""
 POOL_FROM = 64
 """So many crystals are worth the seconds that worker processes take to start."""
 
@@ -156,6 +158,11 @@ def _score_chunk(
         for record in records
         if record.structure is not None
     }
+    if prop.name in COLUMNS:
+        raise InputError(
+            f"A property can't be called {prop.name!r}: that is a column of every table.",
+            fix=f"Choose a name other than {', '.join(COLUMNS)}.",
+        )
     evaluations = evaluate(prop, list(crystals), list(crystals.values()), cache)
     columns = dict.fromkeys(name for entry in evaluations.values() for name in entry.extra)
     rows = []

@@ -80,15 +80,6 @@ def test_a_run_without_stability_says_nothing_of_it(
         assert "nan" not in said
 
 
-def test_cores_are_those_that_the_workers_get(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nucleate.execution.local.available_cores", lambda: 3)
-    display = progress.TuningProgress()
-    display.expect(load_recipe("stability"))
-    assert display.workers == 3
-    display.expect(load_recipe("stability", ["workers=5"]))
-    assert display.workers == 5
-
-
 def test_skipped_steps_of_a_training_are_shown() -> None:
     display = progress.TrainingProgress()
     display.live = object()

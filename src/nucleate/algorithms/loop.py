@@ -41,6 +41,11 @@ from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 DRAWS = ("discrete",)  # of a rollout's trace, beside tokens and condition
 
+HOPELESS = 8
+"""So many crystals that all fail are a broken objective, not bad crystals."""
+IDLE = 50
+"""Steps in a row without a new evaluation after which a run ends."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -94,6 +99,7 @@ class Loop:
         self.front = objective.front() if len(objective.terms) > 1 else None
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds, self.stopped = 0, 0.0, ""
+        self.evaluations = self.idle = 0
         self._next: _Submitted | None = None
         self._resumed_tokens: dict[str, Any] | None = None
 
@@ -181,6 +187,7 @@ class Loop:
                 submitted.digests,
                 step=submitted.step,
                 reasons=screened.reasons,
+                statuses=screened.statuses,
             )
         return submitted.pending
 
@@ -190,9 +197,9 @@ class Loop:
         result = self._hand_on(current).result()
         screened = current.screening.result()
         batch = current.rollout.batch
-        stable, new, bonus = self._stable(result), None, np.zeros(len(batch))
+        stable, new, bonus = self._stable(result, screened), None, np.zeros(len(batch))
         if stable is not None:
-            bonus, new = self.bonus(batch_keys(batch), stable)
+            bonus, new = self.bonus(batch_keys(batch), stable & result.ok)
         reward = result.reward + bonus
         updating = time.monotonic()
         learnt = self.algorithm.update(current.rollout, reward, self.generator)
@@ -238,11 +245,16 @@ class Loop:
             best = np.argsort(-reward, kind="stable")[:3]
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
-        if not result.answered.any():
+        if not result.answered[screened.left].any():
             why = next(iter(result.counts))
-            if screened.left or not screened.passed["valid"]:
+            if len(screened.left) >= HOPELESS or not screened.passed["valid"]:
                 return f"no crystal of step {self.step} could be scored: {why}"
-            logger.warning("no crystal of step %d passed the screen: %s", self.step, why)
+            logger.warning("no crystal of step %d was scored: %s", self.step, why)
+        spent = self.objective.evaluations_spent()
+        self.idle = 0 if spent > self.evaluations else self.idle + 1
+        self.evaluations = spent
+        if self.idle >= IDLE:
+            return f"nothing new to evaluate in {IDLE} steps"
         return self._judge(self.guard(measured))
 
     def _judge(self, collapsed: str) -> str:
@@ -258,10 +270,10 @@ class Loop:
         logger.warning("collapse: %s", collapsed)
         return ""
 
-    def _stable(self, result: ObjectiveResult) -> np.ndarray | None:
-        """(B,) bool: scored, and stable; None where neither screen nor objective says which are."""
+    def _stable(self, result: ObjectiveResult, screened: Screened) -> np.ndarray | None:
+        """(B,) bool: stable by the screen, or scored and stable; None where neither says so."""
         if self.recipe.screen.stage(StableStage) is not None:
-            return result.ok
+            return screened.stable
         scores = result.scores.get(STABILITY)
         if scores is None:
             return None
@@ -316,6 +328,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "stopped": self.stopped,
+            "idle": [self.evaluations, self.idle],
             "algorithm": self.algorithm.state_dict(),
             "bonus": self.bonus.state_dict(),
             "guard": self.guard.state_dict(),
@@ -341,6 +354,7 @@ class Loop:
             state = checkpoint.state
             self.step, self.seconds = state["step"], state["seconds"]
             self.stopped = state["stopped"]
+            self.evaluations, self.idle = state.get("idle", (0, 0))
             self.algorithm.load_state_dict(state["algorithm"])
             self.bonus.load_state_dict(state["bonus"])
             self.guard.load_state_dict(state["guard"])

@@ -38,13 +38,12 @@ def check(
 def objective(recipe: RecipeName, settings: Overrides = None) -> None:
     """Each property of an objective: unit, shaping and its range, cost, and what it lacks."""
     from nucleate.checking import explain_objective
-    from nucleate.objectives.explain import TYPICAL
 
     parts = explain_objective(recipe, settings or ())
     shown = console.table(("", "property", "unit", "wanted", "score", ">weight", "cost", "ready"))
     for part in parts:
         score = "" if part.range is None else f"{part.range[0]:g} to {part.range[1]:g}"
-        cost = "" if part.cost is None else f"{part.cost.value} ({TYPICAL[part.cost]})"
+        cost = "" if part.cost is None else part.cost.value
         weight = "" if part.weight is None else f"{part.weight:g}"
         ready = "no" if part.missing else "yes"
         cells = (part.kind, part.name, part.unit or "", part.wanted, score, weight, cost, ready)

@@ -90,7 +90,6 @@ class TuningProgress(_Display):
         super().__init__()
         self.path: Path | None = None
         self.recipe: Recipe | None = None
-        self.workers = 1
         self.rewards: list[float] = []
         self.last: Mapping[str, Any] = {}
         self.started = time.monotonic()
@@ -99,10 +98,7 @@ class TuningProgress(_Display):
 
     def expect(self, recipe: Recipe) -> None:
         """The recipe, whose budget the time left follows from."""
-        from nucleate.execution.local import available_cores
-
         self.recipe = recipe
-        self.workers = recipe.workers or available_cores()
 
     def run_started(self, path: Path) -> None:
         """The run's folder is there."""
@@ -159,9 +155,10 @@ class TuningProgress(_Display):
             return "-:--"
         return duration(elapsed * (1 - done) / gained)
 
-    def _cost(self) -> str:
-        hours = (time.monotonic() - self.started) * self.workers / 3600
-        return f"{hours:.2f} core-hours"
+    def _cost(self, metrics: Mapping[str, Any]) -> str:
+        """What evaluations have cost so far, by all processes that worked on the run."""
+        seconds = metrics.get("spent_seconds", {}).get("by_property", {})
+        return f"{sum(seconds.values()) / 3600:.2f} core-hours"
 
     def _evaluations(self, metrics: Mapping[str, Any]) -> str:
         limit = None if self.recipe is None else self.recipe.budget.evaluations
@@ -177,7 +174,7 @@ class TuningProgress(_Display):
             *(f"{name} {metrics[key]:.0%}" for name, key in JUDGED if _known(metrics[key])),
             "" if kl is None else f"KL {kl:.2f} nat",
             f"left {self._left(metrics)}",
-            self._cost(),
+            self._cost(metrics),
             f"best {best}",
         )
         passed = duration(time.monotonic() - self.started)
@@ -197,7 +194,7 @@ class TuningProgress(_Display):
         m = self.last
         head = Text.assemble(
             (f"step {m['step'] + 1}", "bold"),
-            f"   evaluations {self._evaluations(m)}   {self._cost()}\n",
+            f"   evaluations {self._evaluations(m)}   {self._cost(m)}\n",
             (f"{passed} passed, tuning takes {self._left(m)} more", "dim"),
         )
         kl = m.get("kl")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleate.errors import InputError, MissingDependencyError
 from nucleate.execution.chunks import PoolLostError, map_chunks, pool_stopped
+from nucleate.execution.meter import Meter, current_meter, timed
 from nucleate.execution.pilot import run_task
 from nucleate.execution.settings import ClusterSettings
 from nucleate.physics.potentials import WorkerCrashError
@@ -134,13 +135,13 @@ class ClusterPool(concurrent.futures.Executor):
             raise RuntimeError("the pool was shut down")
         outer: Future[Any] = concurrent.futures.Future()
         try:
-            task = pickle.dumps((fn, tuple(args)))
+            task = pickle.dumps((timed, (fn, *args)))
         except Exception as error:  # what can't be sent, as the future's error
             outer.set_exception(error)
             return outer
         self._unfinished.add(outer)
         inner = self._parsl.submit(run_task, self._potential, task, timeout)
-        inner.add_done_callback(partial(self._finish, outer))
+        inner.add_done_callback(partial(self._finish, outer, current_meter(), timeout))
         return outer
 
     def map_chunks(
@@ -185,7 +186,9 @@ class ClusterPool(concurrent.futures.Executor):
             if future.set_running_or_notify_cancel():
                 future.set_exception(pool_stopped())
 
-    def _finish(self, outer: Future[Any], done: Future[Any]) -> None:
+    def _finish(
+        self, outer: Future[Any], meter: Meter | None, timeout: float | None, done: Future[Any]
+    ) -> None:
         """Settle a task's future, unless the pool's end has done so."""
         from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 
@@ -201,7 +204,11 @@ class ClusterPool(concurrent.futures.Executor):
                 success, value = pickle.loads(done.result())  # noqa: S301  from our own worker
             except Exception as unreadable:  # of a class that is not known here
                 success, value = False, unreadable
-            outer.set_result(value) if success else outer.set_exception(value)
+            if meter is not None and success:
+                meter.add(value.seconds)
+            elif meter is not None and isinstance(value, TimeoutError):
+                meter.add(timeout or 0.0)
+            outer.set_result(value.result) if success else outer.set_exception(value)
         elif isinstance(error, (WorkerLost, ManagerLost)):
             tries = f"{LOST_TRIES + 1} workers were lost under this task"
             outer.set_exception(WorkerCrashError(tries, f"The last: {error}."))

@@ -310,6 +310,21 @@ class PooledPotential:
         return submit_relaxations(structures, self._spec, self.pool, settings).result()
 
 
+def relax_anywhere(
+    structures: Sequence[Structure | Cell], potential: Potential, settings: RelaxSettings
+) -> list[Relaxation | Exception]:
+    """Relax B crystals, on the workers of a pooled potential, each from first to last step in one.
+
+    Returns:
+        B relaxations, order kept; an exception where a worker was lost or a time-out passed.
+    """
+    from nucleate.physics.relax import relax
+
+    if isinstance(potential, PooledPotential):
+        return potential.relax(structures, settings)
+    return list(relax(structures, potential, settings))
+
+
 def submit_relaxations(
     structures: Sequence[Structure | Cell],
     spec: Spec,

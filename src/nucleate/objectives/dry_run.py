@@ -83,7 +83,7 @@ def dry_run(
     for prop in objective.properties.values():
         found = objective.store.lookup(crystals, prop.key)
         new = {digest: s for digest, s in crystals.items() if digest not in found}
-        fresh = evaluate(prop, list(new), list(new.values())) if new else {}
+        fresh = evaluate(prop, list(new), list(new.values()), objective.cache) if new else {}
         values = {digest: entry for digest, entry in fresh.items() if entry.status is Status.OK}
         objective.store.record(
             None, prop.key, values, name=prop.name, unit=prop.unit, cost=prop.cost

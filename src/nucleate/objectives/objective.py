@@ -363,6 +363,7 @@ class Objective:
         *,
         step: int | None = 0,
         reasons: Sequence[str] | None = None,
+        statuses: Sequence[Status] | None = None,
         precomputed: Mapping[str, Scores] | None = None,
     ) -> PendingScores:
         """Start evaluating B crystals.
@@ -372,6 +373,7 @@ class Objective:
             digests: B content hashes; equal hashes mean equal crystals.
             step: step that is charged; None for none, until one asks for the same values.
             reasons: B strings, why a structure is None.
+            statuses: B statuses of structures that are None; ``invalid`` by default.
             precomputed: values known from elsewhere, by property; they are recorded too.
         """
         size = len(structures)
@@ -379,7 +381,8 @@ class Objective:
             raise ValueError(
                 f"{size} structures, {len(digests)} digests, or reasons of other length"
             )
-        status = [Status.INVALID if s is None else Status.OK for s in structures]
+        lost = statuses or [Status.INVALID] * size
+        status = [why if s is None else Status.OK for s, why in zip(structures, lost, strict=True)]
         reason = [
             "" if s is not None else (reasons[i] if reasons and reasons[i] else "undecodable")
             for i, s in enumerate(structures)

@@ -121,13 +121,9 @@ class EnergyAboveHull:
             return []
         if self.relax_settings is None:
             return self.potential.evaluate(structures)  # type: ignore[arg-type]  # cells do as well
-        from nucleate.execution.local import PooledPotential
-        from nucleate.physics.relax import relax
+        from nucleate.execution.local import relax_anywhere
 
-        if isinstance(self.potential, PooledPotential):
-            return self.potential.relax(structures, self.relax_settings)
-
-        return relax(structures, self.potential, self.relax_settings)
+        return relax_anywhere(structures, self.potential, self.relax_settings)
 
     def from_energies(
         self, structures: Sequence[Structure | Cell], results: Sequence[EnergyResult]

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from nucleate.execution.local import relax_anywhere
 from nucleate.execution.meter import metered
 from nucleate.objectives.evaluate import evaluations_of
 from nucleate.physics.cells import Cell, as_cell, as_structure
-from nucleate.physics.relax import RelaxSettings, RelaxStatus, relax
+from nucleate.physics.potentials import status_of
+from nucleate.physics.relax import RelaxSettings, RelaxStatus
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import CostClass, Potential, PotentialResult, Status
 from nucleate.screen.settings import (
@@ -68,6 +70,8 @@ class Screened:
         reasons: why, empty where it passed.
         passed: crystals left after each stage, ``decodable`` first.
         rmsd: (B,) Å, how far relaxation moved the atoms; NaN where nothing was relaxed.
+        stable: (B,) bool, what passed the stage ``stable``.
+        statuses: B statuses; what is no crystal is ``invalid``, what a stage refused ``filtered``.
     """
 
     structures: list[Structure | None]
@@ -80,15 +84,17 @@ class Screened:
 
     def __post_init__(self) -> None:
         self.rmsd = np.full(len(self.structures), np.nan)
+        self.stable = np.zeros(len(self.structures), dtype=bool)
+        self.statuses = [Status.OK] * len(self.structures)
 
     @property
     def left(self) -> list[int]:
         """Rows that have passed so far."""
         return [row for row, structure in enumerate(self.structures) if structure is not None]
 
-    def fail(self, row: int, reason: str) -> None:
+    def fail(self, row: int, reason: str, status: Status = Status.FILTERED) -> None:
         """Take a crystal out."""
-        self.structures[row], self.reasons[row] = None, reason
+        self.structures[row], self.reasons[row], self.statuses[row] = None, reason, status
 
 
 class _Valid:
@@ -100,7 +106,7 @@ class _Valid:
     def __call__(self, batch: Screened) -> None:
         for row in batch.left:
             if why := check(batch.structures[row], self.limits):
-                batch.fail(row, why)
+                batch.fail(row, why, Status.INVALID)
 
 
 class _Relaxed:
@@ -127,23 +133,28 @@ class _Relaxed:
                 batch.energies[digest] = found[digest].extra["energy_after"]
                 batch.structures[row] = as_structure(Cell(*cells[digest]))
             else:
-                batch.fail(row, found[digest].reason)
+                batch.fail(row, found[digest].reason, found[digest].status)
 
     def _relax(
         self, structures: list[Structure], digests: list[str]
     ) -> tuple[dict[str, Evaluation], dict[str, Cell]]:
-        done = relax(structures, self.potential, self.settings)
+        done = relax_anywhere(structures, self.potential, self.settings)
         found = {d: _relaxation(r) for d, r in zip(digests, done, strict=True)}
         cells = {
             digest: as_cell(result.structure)
             for digest, result in zip(digests, done, strict=True)
-            if result.structure is not None and found[digest].status is Status.OK
+            if not isinstance(result, Exception)
+            and result.structure is not None
+            and found[digest].status is Status.OK
         }
         return found, cells
 
 
-def _relaxation(result: Relaxation) -> Evaluation:
+def _relaxation(result: Relaxation | Exception) -> Evaluation:
     """A relaxation as an entry of the store; the value is the RMSD, Å."""
+    if isinstance(result, Exception):
+        status = status_of(result)
+        return Evaluation(np.nan, status, f"relaxation {status.value}: {result}")
     if result.status is RelaxStatus.TIMEOUT:
         return Evaluation(np.nan, Status.TIMEOUT, f"relaxation timed out: {result.reason}")
     if result.structure is None or result.status not in (
@@ -195,9 +206,11 @@ class _Stable:
         for row in batch.left:
             entry = found[batch.digests[row]]
             if entry.status is not Status.OK:
-                batch.fail(row, f"no energy above hull: {entry.reason}")
+                batch.fail(row, f"no energy above hull: {entry.reason}", entry.status)
             elif not entry.value < self.below:
                 batch.fail(row, f"not stable: {entry.value:.3g} eV/atom above hull")
+            else:
+                batch.stable[row] = True
 
 
 class _Unique:
@@ -347,7 +360,7 @@ class Screen:
         batch = Screened(list(structures), list(reasons), list(digests), step)
         for row, structure in enumerate(batch.structures):
             if structure is None:
-                batch.fail(row, batch.reasons[row] or "undecodable")
+                batch.fail(row, batch.reasons[row] or "undecodable", Status.INVALID)
         if self._thread is not None:
             return self._thread.submit(self._run, batch)
         done: Future[Screened] = Future()
