@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nucleate.execution.local import start_worker
+from nucleate.execution.meter import Timed
 from nucleate.physics.potentials import WorkerCrashError
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _packed(done: bool, value: Any) -> bytes:
     try:
         return pickle.dumps((done, value))
     except Exception as error:  # what can't be sent, be it a result or an exception
+        value = value.result if isinstance(value, Timed) else value
         what = f"{type(value).__name__} can't be sent: {error}" if done else repr(value)
         return pickle.dumps((False, RuntimeError(what)))
 
