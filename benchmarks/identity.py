@@ -31,7 +31,7 @@ from pymatgen.core import Structure
 from arguments import existing
 from nucleate.design import sample
 from nucleate.policies.checkpoint import load_policy
-from nucleate.structures.identity import ReferenceSet, UniqueFilter
+from nucleate.structures.identity import ReferenceSet, UniqueFilter, as_cells
 from nucleate.structures.io import iter_raw
 from nucleate.structures.parsing import parse_cell, to_structure
 from nucleate.structures.validity import check_all
@@ -101,8 +101,9 @@ class Ours:
         for at in range(0, len(crystals), BATCH):
             batch = crystals[at : at + BATCH]
             start = time.process_time()
-            first.append(self.filter.add(batch)[0])
-            seen.append(self.reference.is_known(batch)[0])
+            cells = as_cells(batch)
+            first.append(self.filter.add(cells)[0])
+            seen.append(self.reference.is_known(cells)[0])
             self._spent += time.process_time() - start
             if self.filter.n_seen in self.marks:
                 self.times[self.filter.n_seen] = self._spent
