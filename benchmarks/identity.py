@@ -5,6 +5,7 @@ crystal of its kind?) and with the crystals that it was trained on (is it one of
 way asks ``StructureMatcher().fit`` of every pair of one reduced formula until one fits; both sides
 give a verdict on every crystal, and all must be equal. Both get the same crystals as pymatgen
 structures in this process, on one thread; times are CPU seconds, without sampling and reading.
+Reducing crystals and comparing them is all inside these times, on both sides.
 
     python benchmarks/identity.py --model runs/stability/model --training 'train-*.parquet'
 """

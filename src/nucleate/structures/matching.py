@@ -363,7 +363,8 @@ def same_crystals(pairs: Sequence[Pair]) -> np.ndarray:
         (P,) bool.
     """
     verdicts = np.zeros(len(pairs), bool)
-    rows, size = [], 0
+    rows: list[int] = []
+    size = 0
     for row, (stored, new) in enumerate(pairs):
         if np.array_equal(stored.numbers, new.numbers):
             if rows and size + len(new.numbers) ** 2 > MAX_BLOCK:

@@ -40,7 +40,7 @@ def niggli(matrices: np.ndarray) -> np.ndarray:
             found[row] = basis
     unclear = np.isnan(found).any(axis=(1, 2))
     unclear[~unclear] = _ambiguous(found[~unclear], e[~unclear])
-    for row in np.flatnonzero(unclear):
+    for row in np.flatnonzero(unclear).tolist():
         found[row] = _by_pymatgen(matrices[row])
     return found * np.sign(np.linalg.det(found))[:, None, None]
 
