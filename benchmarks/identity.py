@@ -5,6 +5,7 @@ crystal of its kind?) and with the crystals that it was trained on (is it one of
 way asks ``StructureMatcher().fit`` of every pair of one reduced formula until one fits; both sides
 give a verdict on every crystal, and all must be equal. Both get the same crystals as pymatgen
 structures in this process, on one thread; times are CPU seconds, without sampling and reading.
+Reducing crystals and comparing them is all inside these times, on both sides.
 
     python benchmarks/identity.py --model runs/stability/model --training 'train-*.parquet'
 """
@@ -31,7 +32,7 @@ from pymatgen.core import Structure
 from arguments import existing
 from nucleate.design import sample
 from nucleate.policies.checkpoint import load_policy
-from nucleate.structures.identity import ReferenceSet, UniqueFilter
+from nucleate.structures.identity import ReferenceSet, UniqueFilter, as_cells
 from nucleate.structures.io import iter_raw
 from nucleate.structures.parsing import parse_cell, to_structure
 from nucleate.structures.validity import check_all
@@ -101,8 +102,9 @@ class Ours:
         for at in range(0, len(crystals), BATCH):
             batch = crystals[at : at + BATCH]
             start = time.process_time()
-            first.append(self.filter.add(batch)[0])
-            seen.append(self.reference.is_known(batch)[0])
+            cells = as_cells(batch)
+            first.append(self.filter.add(cells)[0])
+            seen.append(self.reference.is_known(cells)[0])
             self._spent += time.process_time() - start
             if self.filter.n_seen in self.marks:
                 self.times[self.filter.n_seen] = self._spent

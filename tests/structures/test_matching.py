@@ -11,13 +11,13 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from nucleate.structures.io import iter_raw
 from nucleate.structures.matching import (
-    AsGiven,
     Candidates,
     cell_digest,
     composition_key,
     reduce_cell,
+    reduce_cells,
     same_crystal,
-    surely_same,
+    same_crystals,
 )
 from nucleate.structures.parsing import parse_cell, to_structure
 
@@ -63,24 +63,41 @@ def test_disturbed_copies(seed, amount, n_atoms):
         assert ours
 
 
-def test_what_is_surely_the_same_is_the_same():
-    """Slightly strained copies in the same order, of primitive cells and of supercells."""
+def test_many_pairs_at_once():
+    """Pairs of all sizes, strained, moved and doubled, get the verdicts that they get alone."""
     rng = np.random.default_rng(1)
-    matcher, sure = StructureMatcher(), 0
+    matcher, pairs, wanted, halved = StructureMatcher(), [], [], 0
     for trial in range(120):
         lattice, numbers, frac = random_cell(rng, int(rng.integers(1, 7)), (3, 8, 8))
         if trial % 3 == 0:  # nearly two primitive cells in one
             shift = rng.normal(scale=0.02, size=frac.shape) + np.array([0.5, 0, 0])
             lattice, numbers = lattice * [[2], [1], [1]], np.tile(numbers, 2)
             frac = np.concatenate([frac * [0.5, 1, 1], frac * [0.5, 1, 1] + shift])
-        amount = rng.choice([0.0, 0.003, 0.01, 0.03])
-        strain = np.eye(3) + rng.normal(scale=amount, size=(3, 3))
-        moved = frac + rng.normal(scale=amount, size=frac.shape) + rng.uniform(size=3)
-        one, two = (lattice, numbers, frac), (lattice @ strain * 1.1, numbers, moved)
-        if surely_same(AsGiven(one), AsGiven(two)):
-            sure += 1
-            assert matcher.fit(to_structure(one), to_structure(two))
-    assert 20 < sure < 100
+        one = lattice, numbers, frac
+        two = disturbed(rng, one, rng.choice([0.0, 0.003, 0.01, 0.03, 0.1]))
+        wanted.append(bool(matcher.fit(to_structure(one), to_structure(two))))
+        pairs.append(tuple(reduce_cells([one, two])))
+        halved += len(pairs[-1][0].numbers) < len(numbers)
+    assert same_crystals(pairs).tolist() == wanted
+    assert 20 < sum(wanted) < 110 and halved > 10
+
+
+def test_primitive_cell_is_pymatgens():
+    rng = np.random.default_rng(5)
+    for size in (1, 2, 3, 4, 6):
+        lattice, numbers, frac = random_cell(rng, 3)
+        steps = np.arange(size)[:, None, None] * [1 / size, 0, 0]
+        many = (frac / [size, 1, 1] + steps).reshape(-1, 3) + rng.normal(
+            scale=0.01, size=(3 * size, 3)
+        )
+        cell = lattice * [[size], [1], [1]], np.tile(numbers, size), many
+        structure = to_structure(cell).get_reduced_structure()
+        theirs, ours = structure.get_primitive_structure(), reduce_cell(cell)
+        assert sorted(theirs.atomic_numbers) == sorted(ours.numbers.tolist())
+        assert np.allclose(sorted(theirs.lattice.abc), ours.lengths * ours.volume ** (1 / 3))
+        found = to_structure((ours.matrix, ours.numbers, ours.frac_coords))
+        rms, _ = StructureMatcher(primitive_cell=False).get_rms_dist(theirs, found)
+        assert rms < 1e-6
 
 
 def test_supercell_and_other_setting_are_the_same_crystal():
@@ -146,15 +163,3 @@ def test_degenerate_cells_do_not_raise():
     ):
         new = reduce_cell((np.array(lattice), numbers, frac))
         assert new is None or not (may_match(stored, new) and same_crystal(stored, new))
-
-
-def test_likeliest_candidate_comes_first():
-    rng = np.random.default_rng(4)
-    cells = [random_cell(rng, 3) for _ in range(30)]
-    candidates = Candidates()
-    for cell in cells:
-        candidates.append(reduce_cell(cell))
-    for row in (0, 7, 29):
-        new = reduce_cell(disturbed(rng, cells[row], 0.002))
-        assert candidates.may_match(new)[0] == row
-    assert len(Candidates().may_match(new)) == 0

@@ -28,7 +28,7 @@ def test_equal_to_pymatgen_in_every_basis(name: str) -> None:
             i, j = rng.permutation(3)[:2]
             basis[i] += rng.integers(-2, 3) * basis[j]
         matrix = basis @ LATTICES[name].matrix
-        found, expected = niggli(matrix), Lattice(matrix).get_niggli_reduced_lattice()
+        found, expected = niggli(matrix[None])[0], Lattice(matrix).get_niggli_reduced_lattice()
         assert np.linalg.det(found) == pytest.approx(abs(np.linalg.det(matrix)))
         steps = found @ np.linalg.inv(matrix)
         assert np.abs(steps - np.round(steps)).max() < 1e-6  # the same lattice, not turned

@@ -5,14 +5,16 @@ with default settings says so (see :mod:`nucleate.structures.matching`, which al
 of the two). That relation is not transitive, so a set of crystals is read in order, by first fit:
 a crystal is a new representative if it fits none of the earlier representatives, and otherwise
 belongs to one that it fits. Everything here gives exactly the verdicts of that naive procedure
-and is only faster: crystals meet only those of their own formula, likely partners first, are
-reduced once, and only when a second crystal of the formula appears; pairs that can't match are
-left out unseen; and a crystal equal to the last digit to an earlier one takes over its verdict.
+and is only faster: crystals meet only those of their own formula, are reduced once, and only when
+a second crystal of the formula appears; pairs that can't match are left out unseen, and the others
+of a whole batch are compared at once; and a crystal equal to the last digit to an earlier one
+takes over its verdict.
 """
 
 from __future__ import annotations
 
 import zipfile
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +25,12 @@ import numpy as np
 
 from nucleate.errors import InputError
 from nucleate.structures.matching import (
-    AsGiven,
     Candidates,
     ReducedCell,
     cell_digest,
     composition_key,
-    reduce_cell,
-    same_crystal,
-    surely_same,
+    reduce_cells,
+    same_crystals,
 )
 from nucleate.structures.parsing import Cell, to_cell
 from nucleate.structures.writing import replacing
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def _cells(structures: Iterable[Structure | Cell | None]) -> list[Cell | None]:
-    """Arrays of crystals, each None where there is none or it is disordered."""
+def as_cells(structures: Iterable[Structure | Cell | None]) -> list[Cell | None]:
+    """Arrays of crystals, each None where there is none or it is disordered.
+
+    Everything here takes structures; whoever asks several things of them converts them once.
+    """
     cells: list[Cell | None] = []
     for item in structures:
         if item is None or isinstance(item, tuple):
@@ -59,16 +62,17 @@ def _cells(structures: Iterable[Structure | Cell | None]) -> list[Cell | None]:
 
 _recent: OrderedDict[bytes, ReducedCell | None] = OrderedDict()
 RECENT = 20_000  # reduced cells kept, so that a crystal is reduced once for unique and novel
+FIRST_PARTNERS = 4  # crystals of its formula that a crystal meets before it meets four times more
 
 
-def _reduced(cell: Cell, digest: bytes | None = None) -> ReducedCell | None:
-    """:func:`~nucleate.structures.matching.reduce_cell`, remembered for the last crystals."""
-    digest = digest or cell_digest(cell)
-    if digest not in _recent:
-        _recent[digest] = reduce_cell(cell)
-        if len(_recent) > RECENT:
-            _recent.popitem(last=False)
-    return _recent[digest]
+def _reduced(cells: Mapping[bytes, Cell]) -> dict[bytes, ReducedCell | None]:
+    """:func:`~nucleate.structures.matching.reduce_cells` by digest, the last ones remembered."""
+    missing = {digest: cell for digest, cell in cells.items() if digest not in _recent}
+    _recent.update(zip(missing, reduce_cells(list(missing.values())), strict=True))
+    found = {digest: _recent[digest] for digest in cells}
+    while len(_recent) > RECENT:
+        _recent.popitem(last=False)
+    return found
 
 
 @dataclass
@@ -77,43 +81,77 @@ class _Family:
 
     cells: list[Cell] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    digests: dict[bytes, int] = field(default_factory=dict)
-    _n_reduced: int = 0
-    _candidates: Candidates = field(default_factory=Candidates)
-    _candidate_labels: list[int] = field(default_factory=list)
-    _given: list[AsGiven] = field(default_factory=list)
+    digests: dict[bytes, int] = field(default_factory=dict)  # of all seen, to labels
+    candidates: Candidates = field(default_factory=Candidates)
+    rows: list[int] = field(default_factory=list)  # of the candidates
+    n_indexed: int = 0
 
     def append(self, cell: Cell, label: int) -> None:
         """One more representative."""
         self.cells.append(cell)
         self.labels.append(label)
-        self._given.append(AsGiven(cell))
 
-    def match(self, cell: Cell) -> int:
-        """Label of a representative that ``cell`` fits, -1 if it fits none."""
-        if not self.cells:
-            return -1
-        digest = cell_digest(cell)
-        if digest in self.digests:
-            return self.digests[digest]
-        given = AsGiven(cell)
-        for known, label in zip(self._given, self.labels, strict=True):
-            if surely_same(known, given):
-                self.digests[digest] = label
-                return label
-        for row in range(self._n_reduced, len(self.cells)):
-            reduced = _reduced(self.cells[row])
-            if reduced is not None:
-                self._candidates.append(reduced)
-                self._candidate_labels.append(self.labels[row])
-        self._n_reduced = len(self.cells)
-        new = _reduced(cell, digest)
+    def unindexed(self) -> dict[bytes, Cell]:
+        """Representatives that are not reduced yet, by digest."""
+        return dict(zip(self._digests(), self.cells[self.n_indexed :], strict=True))
+
+    def index(self, cells: Mapping[bytes, ReducedCell | None]) -> None:
+        """Take in the reduced cells of what is :meth:`unindexed`."""
+        for row, digest in enumerate(self._digests(), self.n_indexed):
+            self.digests.setdefault(digest, self.labels[row])
+            if (reduced := cells[digest]) is not None:
+                self.candidates.append(reduced)
+                self.rows.append(row)
+        self.n_indexed = len(self.cells)
+
+    def _digests(self) -> list[bytes]:
+        return [cell_digest(cell) for cell in self.cells[self.n_indexed :]]
+
+
+@dataclass
+class _Query:
+    """A crystal that meets the representatives of its formula from ``start`` on."""
+
+    family: _Family
+    cell: Cell
+    start: int = 0
+
+
+def _first_fits(queries: Sequence[_Query]) -> list[int]:
+    """Label of the first representative that each crystal fits, -1 if it fits none."""
+    digests = [cell_digest(query.cell) for query in queries]
+    families = {id(query.family): query.family for query in queries}
+    wanted = {d: c for family in families.values() for d, c in family.unindexed().items()}
+    wanted |= {
+        digest: query.cell
+        for digest, query in zip(digests, queries, strict=True)
+        if digest not in query.family.digests
+    }
+    reduced = _reduced(wanted)
+    for family in families.values():
+        family.index(reduced)
+    labels = [q.family.digests.get(d, -1) for d, q in zip(digests, queries, strict=True)]
+    partners: dict[int, tuple[ReducedCell, list[int]]] = {}
+    for i, query in enumerate(queries):
+        new = reduced[digests[i]] if labels[i] < 0 else None
         if new is not None:
-            for row in self._candidates.may_match(new).tolist():
-                if same_crystal(self._candidates.cells[row], new):
-                    self.digests[digest] = self._candidate_labels[row]
-                    return self._candidate_labels[row]
-        return -1
+            start = bisect_left(query.family.rows, query.start)
+            rows = query.family.candidates.may_match(new, start).tolist()
+            if rows:
+                partners[i] = new, rows
+    begin, width = 0, FIRST_PARTNERS
+    while partners:
+        met = [(i, row) for i, (_, rows) in partners.items() for row in rows[begin : begin + width]]
+        same = same_crystals(
+            [(queries[i].family.candidates.cells[row], partners[i][0]) for i, row in met]
+        )
+        for (i, row), fits in zip(met, same.tolist(), strict=True):
+            if fits and labels[i] < 0:
+                family = queries[i].family
+                labels[i] = family.digests[digests[i]] = family.labels[family.rows[row]]
+        begin, width = begin + width, 4 * width
+        partners = {i: p for i, p in partners.items() if labels[i] < 0 and len(p[1]) > begin}
+    return labels
 
 
 class UniqueFilter:
@@ -136,22 +174,37 @@ class UniqueFilter:
 
         Returns:
             first: (B,) bool, True for the first crystal of its kind ever shown.
-            group: (B,) int64, running number (from 0, over all batches) of a representative that
-                the crystal fits, the first one tried if it fits several; its own where ``first``;
-                -1 where there is no crystal.
+            group: (B,) int64, running number (from 0, over all batches) of the first representative
+                that the crystal fits; its own where ``first``; -1 where there is no crystal.
         """
-        cells = _cells(structures)
+        cells = as_cells(structures)
         first = np.zeros(len(cells), bool)
         group = np.full(len(cells), -1, np.int64)
+        waiting: dict[int, _Query] = {}
         for row, cell in enumerate(cells):
             if cell is not None and len(cell[1]):
                 family = self._families.setdefault(composition_key(cell[1]), _Family())
-                group[row] = family.match(cell)
-                if group[row] < 0:
+                if family.cells:
+                    waiting[row] = _Query(family, cell)
+                else:
                     first[row] = True
-                    group[row] = self.n_seen + row
-                    family.append(cell, int(group[row]))
-                    family.digests[cell_digest(cell)] = int(group[row])
+                    family.append(cell, self.n_seen + row)
+        while waiting:
+            labels = _first_fits(list(waiting.values()))
+            left: dict[int, _Query] = {}
+            grown: set[int] = set()
+            for (row, query), label in zip(waiting.items(), labels, strict=True):
+                family = query.family
+                if label >= 0:
+                    group[row] = label
+                elif id(family) in grown:  # an earlier one is new, which this one has yet to meet
+                    left[row] = _Query(family, query.cell, len(family.cells) - 1)
+                else:
+                    first[row] = True
+                    family.append(query.cell, self.n_seen + row)
+                    grown.add(id(family))
+            waiting = left
+        group[first] = self.n_seen + np.flatnonzero(first)
         self.n_seen += len(cells)
         return first, group
 
@@ -186,7 +239,6 @@ class UniqueFilter:
         for label, cell in zip(state["label"].tolist(), _unpack(state), strict=True):
             family = result._families.setdefault(composition_key(cell[1]), _Family())
             family.append(cell, label)
-            family.digests[cell_digest(cell)] = label
         return result
 
 
@@ -248,7 +300,7 @@ class ReferenceSet:
         cls, structures: Iterable[Structure | Cell | None], ids: Sequence[str] | None = None
     ) -> ReferenceSet:
         """Index of crystals in memory, exactly as they are given."""
-        return cls._packed(_pack(_cells(structures)), ids)
+        return cls._packed(_pack(as_cells(structures)), ids)
 
     @classmethod
     def from_dataset(cls, dataset: TokenDataset) -> ReferenceSet:
@@ -345,11 +397,7 @@ class ReferenceSet:
 
     def known_formula(self, structures: Iterable[Structure | Cell | None]) -> np.ndarray:
         """(B,) bool, True where a crystal of the same reduced formula is in the set."""
-        result = [
-            cell is not None and self._span(composition_key(cell[1])) is not None
-            for cell in _cells(structures)
-        ]
-        return np.array(result, dtype=bool)
+        return self._present(as_cells(structures))
 
     def is_known(
         self, structures: Iterable[Structure | Cell | None]
@@ -363,16 +411,27 @@ class ReferenceSet:
             known: (B,) bool.
             match: B names of a crystal of the set that each is the same as; None where not known.
         """
-        cells = _cells(structures)
+        cells = as_cells(structures)
         known = np.zeros(len(cells), bool)
         match: list[str | None] = [None] * len(cells)
-        for row, cell in enumerate(cells):
-            family = None if cell is None else self._family(composition_key(cell[1]))
-            label = -1 if family is None or cell is None else family.match(cell)
+        queries: dict[int, _Query] = {}
+        for row in np.flatnonzero(self._present(cells)).tolist():
+            cell = cells[row]
+            if cell is not None and (family := self._family(composition_key(cell[1]))) is not None:
+                queries[row] = _Query(family, cell)
+        for row, label in zip(queries, _first_fits(list(queries.values())), strict=True):
             if label >= 0:
                 known[row] = True
                 match[row] = str(label) if self._ids is None else str(self._ids[label])
         return known, match
+
+    def _present(self, cells: Sequence[Cell | None]) -> np.ndarray:
+        """(B,) bool, whether there are crystals of the same formulas."""
+        keys = np.array([0 if c is None else composition_key(c[1]) for c in cells], np.uint64)
+        if not len(self._keys):
+            return np.zeros(len(cells), bool)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.asarray(self._keys[at] == keys)
 
     def _span(self, key: int) -> slice | None:
         """Where the crystals of a formula are in the sorted keys."""

@@ -2,10 +2,10 @@
 
 ``StructureMatcher().fit(stored, new)`` (S. P. Ong et al., Comput. Mater. Sci. 68 (2013) 314;
 ltol 0.2, stol 0.3, angle_tol 5 degrees, primitive cells, scaled to equal volume, sites compared by
-element) spends most of its time copying ``Structure`` objects and reducing the same crystals
-again. Here a crystal is reduced once, by pymatgen's own reduction, and kept as arrays, and the
-search over lattice mappings and translations runs on those, all at once, so that the verdict is
-the same.
+element) spends most of its time copying ``Structure`` objects. Here a crystal is reduced once and
+kept as arrays, and the search over lattice mappings and translations runs over many pairs of
+crystals at once. What could come out otherwise than in pymatgen, for lack of a clear answer, is
+asked of pymatgen, so that the verdict is the same.
 
 Two facts about the definition. After reduction to primitive cells, crystals with unequal numbers
 of sites never match. And ``fit`` is not symmetric for pairs close to a tolerance, since the
@@ -16,24 +16,26 @@ the new one second, as in ``StructureMatcher.group_structures``.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, reduce
+from functools import lru_cache
 from itertools import product
 from math import gcd, pi
+from struct import pack
 
 import numpy as np
 
 from nucleate.structures.niggli import niggli
-from nucleate.structures.parsing import Cell, to_structure
-from nucleate.structures.validity import Limits, check_cell
+from nucleate.structures.parsing import Cell
 
 LTOL = 0.2
 STOL = 0.3
 ANGLE_TOL = 5.0
 PRIMITIVE_TOL = 0.25  # Å, default of get_primitive_structure
-MAX_BLOCK = 500_000  # site pairs looked at in one go
+MAX_BLOCK = 100_000  # pairs of sites, before mappings, looked at in one go
 MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
-_CELL_ONLY = Limits(-1.0, 0.1, (0.1, 1e5), (0.01, 1e4), (0.0, 180.0))
+TIE = 1e-6  # relative; distances closer to one another than this count as equal
 _SHIFTS = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
 _SUMS = np.array(
     [shift for shift in _SHIFTS[14:] if np.abs(shift).sum() > 1]
@@ -47,58 +49,38 @@ class ReducedCell:
 
     Attributes:
         matrix: (3, 3) float64, row vectors, Å.
-        numbers: (N,) int64, atomic numbers.
+        numbers: (N,) int64, atomic numbers, the rarest elements first.
         frac_coords: (N, 3) float64.
+        origin: the site that pymatgen lays on each site of its kind.
+        volume: Å³.
+        lengths: (3,) cell lengths, ascending, volume scaled to 1.
+        minima: (3,) successive minima of the lattice, volume scaled to 1; zeros where the cell is
+            not seen to be reduced, as a lower bound is all that :class:`Candidates` needs.
     """
 
     matrix: np.ndarray
     numbers: np.ndarray
     frac_coords: np.ndarray
-
-    @cached_property
-    def volume(self) -> float:
-        """Å³."""
-        return float(abs(np.linalg.det(self.matrix)))
-
-    @cached_property
-    def shape(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted cell lengths and successive minima of the lattice, each (3,), volume scaled to 1.
-
-        The minima are zeros where the cell is not seen to be reduced; a lower bound is all that
-        :meth:`Candidates.may_match` needs.
-        """
-        scale = self.volume ** (-1.0 / 3.0)
-        lengths = np.sort(np.linalg.norm(self.matrix, axis=1)) * scale
-        return lengths, _successive_minima(self.matrix * scale)
-
-    @cached_property
-    def contacts(self) -> np.ndarray:
-        """(N,) distance of each atom to its nearest neighbour or image, ascending.
-
-        In units of the cube root of the volume per atom; a measure of likeness, which need not be
-        exact in skew cells.
-        """
-        delta = self.frac_coords[:, None] - self.frac_coords[None, :]
-        vectors = (delta - np.round(delta)) @ self.matrix
-        squared = ((vectors[:, :, None] + _SHIFTS @ self.matrix) ** 2).sum(axis=-1)
-        squared[squared < 1e-12] = np.inf  # the atom itself
-        per_atom = self.volume / len(self.numbers)
-        return np.sort(np.sqrt(squared.min(axis=(1, 2)))) / per_atom ** (1.0 / 3.0)
+    origin: int
+    volume: float
+    lengths: np.ndarray
+    minima: np.ndarray
 
 
-def _successive_minima(matrix: np.ndarray) -> np.ndarray:
-    """(3,) lengths of the shortest linearly independent lattice vectors; zeros if not seen.
+def _lengths_and_minima(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths (B, 3), ascending, and lengths (B, 3) of the shortest independent lattice vectors.
 
     With edges in ascending order, the cell is Minkowski reduced, and its edges are the minima,
     if no sum or difference of edges is shorter than the longest edge in it (in three dimensions
-    the coefficients -1, 0 and 1 suffice). Otherwise zeros are returned, which reject nothing.
+    the coefficients -1, 0 and 1 suffice). Otherwise the minima are zeros, which reject nothing.
     """
-    lengths = np.linalg.norm(matrix, axis=1)
-    order = np.argsort(lengths)
-    sums = np.linalg.norm(_SUMS @ matrix[order], axis=1)
-    if (sums < lengths[order][_LONGEST] * (1.0 - 1e-6)).any():
-        return np.zeros(3)
-    return lengths[order]
+    lengths = np.linalg.norm(matrices, axis=2)
+    order = np.argsort(lengths, axis=1)
+    lengths = np.take_along_axis(lengths, order, axis=1)
+    edges = np.take_along_axis(matrices, order[..., None], axis=1)
+    sums = np.linalg.norm(_SUMS @ edges, axis=2)
+    seen = (sums >= lengths[:, _LONGEST] * (1.0 - 1e-6)).all(axis=1)
+    return lengths, np.where(seen[:, None], lengths, 0.0)
 
 
 def composition_key(numbers: np.ndarray) -> int:
@@ -107,10 +89,16 @@ def composition_key(numbers: np.ndarray) -> int:
     Args:
         numbers: (N,) atomic numbers.
     """
-    elements, counts = np.unique(np.asarray(numbers, dtype=np.int64), return_counts=True)
-    counts //= reduce(gcd, counts.tolist())
-    content = np.stack([elements, counts]).astype("<i8").tobytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    return _key(np.asarray(numbers, dtype=np.int64).tobytes())
+
+
+@lru_cache(maxsize=100_000)
+def _key(numbers: bytes) -> int:
+    counts = sorted(Counter(np.frombuffer(numbers, dtype=np.int64).tolist()).items())
+    units = gcd(*(count for _, count in counts))
+    content = [z for z, _ in counts] + [count // units for _, count in counts]
+    packed = pack(f"<{len(content)}q", *content)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
 def cell_digest(cell: Cell) -> bytes:
@@ -122,69 +110,174 @@ def cell_digest(cell: Cell) -> bytes:
 
 
 def reduce_cell(cell: Cell) -> ReducedCell | None:
-    """The reduced primitive cell, by pymatgen; None for a cell that is no crystal.
+    """The reduced primitive cell; see :func:`reduce_cells`."""
+    return reduce_cells([cell])[0]
+
+
+def reduce_cells(cells: Sequence[Cell]) -> list[ReducedCell | None]:
+    """The reduced primitive cells, as by pymatgen; None for a cell that is no crystal.
 
     A cell that is not finite, has less than 0.1 Å³ an atom, or is thinner than any crystal matches
     nothing: on such cells pymatgen's search fails or goes on for ever.
 
     Args:
-        cell: row vectors in Å, atomic numbers, fractional coordinates.
+        cells: row vectors in Å, atomic numbers, fractional coordinates of each crystal.
     """
-    if check_cell(cell[0], cell[2], _CELL_ONLY):
-        return None
-    try:
-        reduced = _primitive(_niggli(cell))
-    except (ValueError, ArithmeticError, IndexError):
-        return None  # pymatgen finds no reduced form
-    volume = abs(float(np.linalg.det(reduced[0])))
-    if np.linalg.norm(reduced[0], axis=1).max() > MAX_ASPECT * volume ** (1.0 / 3.0):
-        return None
-    return ReducedCell(*reduced)
+    result: list[ReducedCell | None] = [None] * len(cells)
+    if not cells:
+        return result
+    given = np.array([cell[0] for cell in cells], dtype=float)
+    rows = np.flatnonzero(_usable(given, cells))
+    bases = niggli(given[rows])
+    rows, bases = rows[found := np.isfinite(bases).all(axis=(1, 2))], bases[found]
+    change = given[rows] @ np.linalg.inv(bases)
+    kept, reduced = [], []
+    for row, basis, turn in zip(rows.tolist(), bases, change, strict=True):
+        frac = cells[row][2] @ turn
+        primitive = _primitive(
+            (basis, np.asarray(cells[row][1], dtype=np.int64), frac - np.floor(frac))
+        )
+        if primitive is not None:
+            kept.append(row)
+            reduced.append(primitive)
+    matrices = np.array([cell[0] for cell in reduced]).reshape(-1, 3, 3)
+    volumes = np.abs(np.linalg.det(matrices))
+    lengths, minima = _lengths_and_minima(matrices)
+    scale = volumes[:, None] ** (-1.0 / 3.0)
+    lengths, minima = lengths * scale, minima * scale
+    thin = lengths[:, 2] > MAX_ASPECT
+    for i, (row, (matrix, numbers, frac)) in enumerate(zip(kept, reduced, strict=True)):
+        if not thin[i]:
+            order, origin = _order(numbers.tobytes())
+            result[row] = ReducedCell(
+                matrix,
+                numbers[order],
+                frac[order],
+                origin,
+                float(volumes[i]),
+                lengths[i],
+                minima[i],
+            )
+    return result
 
 
-def _niggli(cell: Cell) -> Cell:
-    """What ``Structure.get_reduced_structure`` gives, without its objects for sites."""
-    reduced = niggli(np.asarray(cell[0], dtype=float))
-    frac = cell[2] @ cell[0] @ np.linalg.inv(reduced)
-    return reduced, cell[1], frac - np.floor(frac)
+def _usable(matrices: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
+    """(B,) bool, whether cells are finite and have a volume in which pymatgen finds its way."""
+    sizes = np.array([len(cell[1]) for cell in cells])
+    usable = np.isfinite(matrices).all(axis=(1, 2)) & (sizes > 0)
+    usable &= np.array([bool(np.isfinite(cell[2]).all()) for cell in cells])
+    matrices = np.where(usable[:, None, None], matrices, np.eye(3))
+    volume = np.abs(np.linalg.det(matrices))
+    lengths = np.linalg.norm(matrices, axis=2)
+    per_atom = volume / np.maximum(sizes, 1)
+    usable &= (volume > 0.1) & (per_atom >= 0.1) & (per_atom <= 1e5)
+    return usable & (lengths.min(axis=1) >= 0.01) & (lengths.max(axis=1) <= 1e4)
 
 
-def _primitive(cell: Cell) -> Cell:
-    """What ``Structure.get_primitive_structure`` gives; asked only where a smaller cell may be."""
-    numbers = np.asarray(cell[1], dtype=np.int64)
-    if not _may_be_supercell((cell[0], numbers, cell[2])):
-        return cell[0], numbers, cell[2]
-    found = to_structure((cell[0], numbers, cell[2])).get_primitive_structure()
-    return (
-        np.array(found.lattice.matrix),
-        np.array(found.atomic_numbers, dtype=np.int64),
-        np.array(found.frac_coords),
-    )
+@lru_cache(maxsize=20_000)
+def _order(numbers: bytes) -> tuple[np.ndarray, int]:
+    """Order of sites by how rare their element is, and the place in it of the first rarest one.
+
+    Args:
+        numbers: atomic numbers as 64-bit integers.
+    """
+    listed = np.frombuffer(numbers, dtype=np.int64).tolist()
+    counts = Counter(listed)
+    order = sorted(range(len(listed)), key=lambda i: (counts[listed[i]], listed[i]))
+    first = min(range(len(listed)), key=lambda i: counts[listed[i]])
+    return np.array(order), order.index(first)
 
 
-def _may_be_supercell(cell: Cell) -> bool:
-    """False only where ``get_primitive_structure`` looks for a smaller cell in vain.
+def _primitive(cell: Cell) -> Cell | None:
+    """What ``Structure.get_primitive_structure`` gives, without its objects for sites."""
+    depth = 0
+    while (smaller := _smaller(cell)) is not None:
+        cell, depth = smaller, depth + 1
+    for _ in range(depth):  # pymatgen reduces once for each step
+        basis = niggli(cell[0][None])[0]
+        if not np.isfinite(basis).all():
+            return None
+        frac = cell[2] @ cell[0] @ np.linalg.inv(basis)
+        cell = basis, cell[1], frac - np.floor(frac)
+    return cell
+
+
+def _smaller(cell: Cell) -> Cell | None:
+    """The first smaller cell that ``get_primitive_structure`` finds, not reduced.
 
     A smaller cell holds the atoms of each element a whole number of times fewer, and each of its
     vectors leads from the first atom of the rarest element to another one and every atom to one
     of its kind, each within twice the tolerance.
     """
     matrix, numbers, frac = cell
-    groups = [frac[numbers == z] for z in _by_symbol(np.unique(numbers).tolist())]
-    units = reduce(gcd, map(len, groups))
+    units, groups = _kinds(numbers.tobytes())
     if units == 1:
-        return False
-    tolerance = PRIMITIVE_TOL / np.linalg.norm(matrix, axis=1) * (1.0 + 1e-6)
-    groups.sort(key=len)
-    shifts = groups[0] - groups[0][0]
+        return None
+    tolerance = PRIMITIVE_TOL / np.sqrt((matrix * matrix).sum(axis=1))
+    rarest = frac[groups[0]]
+    shifts = rarest - rarest[0]
     for group in groups:
-        for atom in group:
-            away = shifts[:, None] - (group - atom)
-            away -= np.round(away)
-            shifts = shifts[(np.abs(away) <= 2.0 * tolerance).all(axis=-1).any(axis=-1)]
-    away = _sublattices(units)[:, :, None] - shifts
+        atoms = frac[group]
+        away = shifts[:, None, None] - (atoms - atoms[:, None])
+        away -= np.rint(away)
+        shifts = shifts[(np.abs(away) <= 2.0 * tolerance).all(-1).any(-1).all(-1)]
+        if len(shifts) == 1 and tolerance.max() * units < 0.999:
+            return None  # only the shift by nothing, and no n-th part of an edge is nothing
+    forms, inverses = _sublattices(units)
+    away = inverses[:, :, None] - shifts
     away -= np.round(away)
-    return bool((np.abs(away) <= tolerance).all(axis=-1).any(axis=-1).all(axis=-1).any())
+    found = (np.abs(away) < tolerance).all(axis=-1).any(axis=-1).all(axis=-1)
+    by_symbol = sorted(groups, key=lambda group: _symbols()[numbers[group[0]]])
+    for form, inverse in zip(forms[found], inverses[found], strict=True):
+        basis = inverse @ matrix
+        within = PRIMITIVE_TOL / np.linalg.norm(basis, axis=1)
+        merged = [_merged(frac[group], form, tolerance, within) for group in by_symbol]
+        coords = [atoms for atoms in merged if atoms is not None]
+        if len(coords) == len(by_symbol):
+            kinds = [numbers[group[0]] for group in by_symbol]
+            return basis, np.repeat(kinds, list(map(len, coords))), np.concatenate(coords)
+    return None
+
+
+def _merged(
+    frac: np.ndarray, form: np.ndarray, tolerance: np.ndarray, within: np.ndarray
+) -> np.ndarray | None:
+    """Atoms (N / n, 3) of one element in an n-th part of the cell; None where it is none.
+
+    Args:
+        frac: (N, 3) fractional coordinates.
+        form: (3, 3) the cell in terms of its part, of determinant n.
+        tolerance: (3,) fractional, of the cell.
+        within: (3,) fractional, of its part.
+    """
+    away = frac - frac[:, None]
+    apart = (np.abs(away - np.round(away)) > 2.0 * tolerance).any(axis=-1)
+    np.fill_diagonal(apart, val=True)
+    atoms = frac @ form
+    away = atoms - atoms[:, None]
+    same = (np.abs(away - np.round(away)) < within).all(axis=-1) & apart
+    size = round(float(np.prod(np.diag(form))))
+    if (same.sum(axis=0) != size).any() or not all(same[row][:, row].all() for row in same):
+        return None
+    atoms %= 1
+    result, added = [], np.zeros(len(frac), bool)
+    for i, row in enumerate(same):
+        if not added[i]:
+            added |= row
+            first, *others = atoms[row]
+            for n, other in enumerate(others, 2):
+                offset = other - first
+                first = first + (offset - np.round(offset)) / n
+            result.append(first)
+    return np.array(result)
+
+
+@lru_cache(maxsize=20_000)
+def _kinds(numbers: bytes) -> tuple[int, list[np.ndarray]]:
+    """Formula units, and the sites of each element, the rarest first, then by symbol."""
+    listed = np.frombuffer(numbers, dtype=np.int64)
+    groups = [np.flatnonzero(listed == z) for z in _by_symbol(np.unique(listed).tolist())]
+    return gcd(*map(len, groups)), sorted(groups, key=len)
 
 
 def _by_symbol(numbers: list[int]) -> list[int]:
@@ -201,10 +294,10 @@ def _symbols() -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _sublattices(units: int) -> np.ndarray:
-    """(M, 3, 3) bases, in fractions of a cell, of all lattices that divide it in 2 to ``units``.
+def _sublattices(units: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hermite normal forms (M, 3, 3) of all cells of 2 to ``units`` parts, and their inverses.
 
-    Their inverses are the Hermite normal forms of the divisors of ``units``.
+    The inverses are bases of the parts in fractions of the cell; parts divide ``units``.
     """
     forms = [
         [[a, b, c], [0, e, f], [0, 0, size // a // e]]
@@ -216,7 +309,7 @@ def _sublattices(units: int) -> np.ndarray:
         if size // a % e == 0
         for b, c, f in product(range(a), range(a), range(e))
     ]
-    return np.linalg.inv(np.array(forms, dtype=float))
+    return np.array(forms, dtype=float), np.linalg.inv(np.array(forms, dtype=float))
 
 
 class Candidates:
@@ -233,152 +326,215 @@ class Candidates:
         if row == len(self._sizes):
             self._sizes = np.concatenate([self._sizes, np.zeros(row, np.int64)])
             self._minima = np.concatenate([self._minima, np.zeros((row, 3))])
-        self._sizes[row], self._minima[row] = len(cell.numbers), cell.shape[1]
+        self._sizes[row], self._minima[row] = len(cell.numbers), cell.minima
         self.cells.append(cell)
 
-    def may_match(self, new: ReducedCell) -> np.ndarray:
-        """Rows for which ``same_crystal(cells[row], new)`` can be True, the likeliest first.
+    def may_match(self, new: ReducedCell, start: int = 0) -> np.ndarray:
+        """Rows from ``start`` on for which ``same_crystal(cells[row], new)`` can be True.
 
         The verdict needs equal numbers of sites, and three independent lattice vectors of the
         stored crystal that are at most 1 + ltol times as long as the edges of the new one, at
         equal volumes; the k-th shortest of three independent vectors is never shorter than the
-        k-th successive minimum. The order is that of similar lattices and contacts.
+        k-th successive minimum.
         """
-        n = len(self.cells)
-        reach = new.shape[0] * (1.0 + LTOL) * (1.0 + 1e-6)
-        able = (self._sizes[:n] == len(new.numbers)) & (self._minima[:n] <= reach).all(axis=1)
-        rows = np.flatnonzero(able)
-        if len(rows) > 1:
-            known = np.stack([self.cells[row].contacts for row in rows])
-            unlike = ((known - new.contacts) ** 2).sum(axis=1)
-            unlike += ((self._minima[rows] - new.shape[1]) ** 2).sum(axis=1)
-            rows = rows[np.argsort(unlike, kind="stable")]
-        return rows
+        rows = slice(start, len(self.cells))
+        reach = new.lengths * (1.0 + LTOL) * (1.0 + 1e-6)
+        able = (self._minima[rows] <= reach).all(axis=1) & (self._sizes[rows] == len(new.numbers))
+        return start + np.flatnonzero(able)
 
 
-class AsGiven:
-    """A crystal in the cell that it came in, for :func:`surely_same`.
-
-    Attributes:
-        cell: row vectors in Å, atomic numbers, fractional coordinates.
-    """
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-
-    @cached_property
-    def primitive(self) -> bool:
-        """True only where pymatgen finds no smaller cell, whatever reduced basis it looks in.
-
-        A smaller cell needs a shift that takes each atom to within 0.5 Å along each edge of one of
-        its kind, hence to within 1.5 Å; and it is not found by rounding an n-th part of a lattice
-        vector to nothing if no lattice vector is as short as n times 0.25 Å.
-        """
-        matrix, numbers, frac = self.cell
-        groups = [frac[numbers == z] for z in np.unique(numbers)]
-        units = reduce(gcd, map(len, groups))
-        if units == 1:
-            return True
-        steep = np.linalg.norm(np.linalg.inv(matrix), axis=0)  # 1/Å, inverse spacings of planes
-        if not 1.0 / steep.max() > 1.1 * PRIMITIVE_TOL * units:
-            return False
-        smallest = min(map(len, groups))
-        reach = 6.0 * PRIMITIVE_TOL * (1.0 + 1e-6) * steep
-        for rarest in groups:  # pymatgen takes one of the smallest groups
-            if len(rarest) > smallest:
-                continue
-            shifts = (rarest - rarest[0])[1:]
-            for group in groups:
-                if not len(shifts):
-                    break
-                away = shifts[:, None, None] - (group[None, :] - group[:, None])
-                away -= np.round(away)
-                shifts = shifts[(np.abs(away) <= reach).all(-1).any(-1).all(-1)]
-            if len(shifts):
-                return False
-        return True
-
-
-MAX_ASPHERICITY = 1.06
-"""Ratio of a strain's largest to its smallest stretch, below which no angle changes by 5 degrees
-and no length by 20 %: the largest change of an angle is 2 (arctan(1.06) - 45 degrees) = 3.3."""
-
-
-def surely_same(stored: AsGiven, new: AsGiven) -> bool:
-    """True only where ``same_crystal`` of the reduced cells would be, found without reducing them.
-
-    Both crystals list the same elements in the same order in primitive cells, one a slight strain
-    of the other, with atoms that have hardly moved: then every basis of the one lattice is within
-    the tolerances of that of the other, and whatever partners the search pairs, the sum of their
-    squared distances is at most that of the atoms in the given order, so that no distance reaches
-    the tolerance on sites. Distances are allowed to be 1.5 times as large in the average cell.
-    """
-    (a, numbers, first), (b, others, second) = stored.cell, new.cell
-    if not np.array_equal(numbers, others):
-        return False
-    stretch = np.linalg.svd(np.linalg.solve(b, a), compute_uv=False)
-    if not stretch[0] < MAX_ASPHERICITY * stretch[2]:
-        return False
-    moved = second - first
-    moved -= moved[0]
-    moved -= np.round(moved)
-    scale = (len(numbers) / abs(np.linalg.det(b))) ** (1.0 / 3.0)
-    # from any origin on an atom, and then about the mean: four times the largest move
-    longest = float(np.sqrt(((moved @ b) ** 2).sum(axis=1).max())) * scale
-    if not 4.0 * 1.5 * longest * len(numbers) ** 0.5 < STOL:
-        return False
-    return stored.primitive and new.primitive
+Pair = tuple[ReducedCell, ReducedCell]
 
 
 def same_crystal(stored: ReducedCell, new: ReducedCell) -> bool:
-    """Is ``new`` the crystal ``stored``: the verdict of ``StructureMatcher().fit(stored, new)``.
+    """Is ``new`` the crystal ``stored``: the verdict of ``StructureMatcher().fit(stored, new)``."""
+    return bool(same_crystals([(stored, new)])[0])
+
+
+def same_crystals(pairs: Sequence[Pair]) -> np.ndarray:
+    """The verdicts of ``StructureMatcher().fit(stored, new)`` on P pairs (stored, new).
 
     The lattice of ``stored`` is laid on that of ``new`` in every way that the tolerances on
     lengths and angles allow; each way, and each choice of a common origin on the rarest species,
     is a match if every site has a partner of its species within the site tolerance after the best
     common shift.
+
+    Returns:
+        (P,) bool.
     """
-    if not np.array_equal(np.sort(stored.numbers), np.sort(new.numbers)):
-        return False
-    ratio = (new.volume / stored.volume) ** (1.0 / 6.0)
-    matrix, target = stored.matrix * ratio, _parameters((new.matrix / ratio)[None])[0]
-    mapped = _lattice_mappings(matrix, target)
-    if len(mapped) == 0:
-        return False
-    parameters = (_parameters(mapped) + target) / 2
-    volume, spacing = _volume_and_spacing(parameters)
-    normalisation = (len(stored.numbers) / volume) ** (1.0 / 3.0)
-    nearby = 2.0 * STOL / (spacing * normalisation[:, None])
-    frac = stored.frac_coords @ matrix @ np.linalg.inv(mapped)
-    frac -= np.floor(frac)
-    allowed = new.numbers[:, None] == stored.numbers[None, :]
-    rarest = int(np.argmin(allowed.sum(axis=1)))
-    offsets = frac[:, allowed[rarest]] - new.frac_coords[rarest]  # (mappings, origins, 3)
-    pairs = np.nonzero(allowed)
-    block = max(1, MAX_BLOCK // (offsets.shape[1] * len(pairs[0])))
-    for start in range(0, len(mapped), block):
-        part = slice(start, start + block)
-        near = _all_have_partner(new.frac_coords, frac[part], offsets[part], nearby[part], pairs)
-        for mapping, origin in np.argwhere(near):
-            chosen = start + mapping
-            moved = new.frac_coords + offsets[chosen, origin]
+    verdicts = np.zeros(len(pairs), bool)
+    rows: list[int] = []
+    size = 0
+    for row, (stored, new) in enumerate(pairs):
+        if np.array_equal(stored.numbers, new.numbers):
+            if rows and size + len(new.numbers) ** 2 > MAX_BLOCK:
+                verdicts[rows] = _Block([pairs[i] for i in rows]).verdicts()
+                rows, size = [], 0
+            rows.append(row)
+            size += len(new.numbers) ** 2
+    if rows:
+        verdicts[rows] = _Block([pairs[i] for i in rows]).verdicts()
+    return verdicts
+
+
+class _Block:
+    """P pairs of crystals with the same atoms, padded to the largest number N of sites.
+
+    Attributes:
+        sizes: (P,) numbers of sites.
+        numbers: (P, N) atomic numbers, 0 where there is no site.
+        new: (P, N, 3) fractional coordinates.
+        pair: (M,) pair of each mapping of its lattices.
+        stored: (M, N, 3) fractional coordinates.
+        parameters: (M, 6) the average of both cells, Å and degrees.
+        normalisation: (M,) 1/Å, cube root of the number of sites in a volume.
+        nearby: (M, 3) fractional reach along each axis.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.sizes = np.array([len(new.numbers) for _, new in pairs])
+        shape = (len(pairs), int(self.sizes.max()))
+        self.numbers = np.zeros(shape, np.int64)
+        self.new, stored_frac = np.zeros((*shape, 3)), np.zeros((*shape, 3))
+        for row, (stored, new) in enumerate(pairs):
+            n = len(new.numbers)
+            self.numbers[row, :n] = new.numbers
+            self.new[row, :n], stored_frac[row, :n] = new.frac_coords, stored.frac_coords
+        self.origin = np.array([new.origin for _, new in pairs])
+        ratio = np.array([(new.volume / stored.volume) ** (1.0 / 6.0) for stored, new in pairs])
+        matrices = np.array([stored.matrix for stored, _ in pairs]) * ratio[:, None, None]
+        target = _parameters(np.array([new.matrix for _, new in pairs]) / ratio[:, None, None])
+        self.pair, steps, mapped = _lattice_mappings(matrices, target)
+        self.parameters = (_parameters(mapped) + target[self.pair]) / 2
+        volume, spacing = _volume_and_spacing(self.parameters)
+        self.normalisation = (self.sizes[self.pair] / volume) ** (1.0 / 3.0)
+        self.nearby = 2.0 * STOL / (spacing * self.normalisation[:, None])
+        self.stored = stored_frac[self.pair] @ np.linalg.inv(steps)
+        self.stored -= np.floor(self.stored)
+        # the sites of stored that share the species of each site of new lie side by side
+        same = self.numbers[:, :, None] == self.numbers[:, None, :]
+        self.first, self.count = same.argmax(axis=2), same.sum(axis=2)
+
+    def verdicts(self) -> np.ndarray:
+        """(P,) bool."""
+        verdicts = np.zeros(len(self.sizes), bool)
+        mapping, shift = self._trials()
+        width = 1
+        while len(mapping):
+            pair = self.pair[mapping]  # ascending
+            rank = np.arange(len(pair)) - np.searchsorted(pair, pair)
+            now = rank < width
+            fits = self._fit(mapping[now], shift[now])
+            verdicts[pair[now][fits]] = True
+            left = ~now & ~verdicts[pair]
+            mapping, shift, width = mapping[left], shift[left], 4 * width
+        return verdicts
+
+    def _trials(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mappings (T,) and shifts (T, 3) of new that bring each site near one of its kind."""
+        first = self.first[self.pair, self.origin[self.pair]]
+        count = self.count[self.pair, self.origin[self.pair]]
+        mapping = np.repeat(np.arange(len(self.pair)), count)
+        at = np.arange(len(mapping)) - np.repeat(np.cumsum(count) - count, count)
+        pair = self.pair[mapping]
+        shift = self.stored[mapping, first[mapping] + at] - self.new[pair, self.origin[pair]]
+        for site in range(self.new.shape[1]):
+            pair = self.pair[mapping]
+            done = site >= self.sizes[pair]
+            if done.all():
+                break
+            others = np.arange(self.count[pair, site][~done].max())
+            index = np.minimum(self.first[pair, site][:, None] + others, self.new.shape[1] - 1)
+            away = (self.new[pair, site] + shift)[:, None] - self.stored[mapping[:, None], index]
+            away -= np.rint(away)
+            near = (np.abs(away) <= self.nearby[mapping][:, None]).all(axis=-1)
+            near &= others < self.count[pair, site][:, None]
+            kept = near.any(axis=1) | done
+            mapping, shift = mapping[kept], shift[kept]
+        return mapping, shift
+
+    def _fit(self, mapping: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """(T,) bool, whether every site has its partner after the best common shift.
+
+        Where the nearest partners of all sites are clearly that and all different, they are the
+        best assignment; it is searched for elsewhere.
+        """
+        fits = np.zeros(len(mapping), bool)
+        clear = np.zeros(len(mapping), bool)
+        wide = self.nearby[mapping].max(axis=1)
+        for some, images in ((wide < 0.5 - TIE, _SHIFTS[13:14]), (wide >= 0.5 - TIE, _SHIFTS)):
+            rows = np.flatnonzero(some & (wide < 1.0 - TIE))
+            if len(rows):
+                fits[rows], clear[rows] = self._nearest(mapping[rows], shift[rows], images)
+        decided = np.unique(self.pair[mapping[fits]])
+        for row in np.flatnonzero(~clear):
+            chosen = mapping[row]
+            pair = self.pair[chosen]
+            if pair in decided:
+                continue
+            n = self.sizes[pair]
+            numbers = self.numbers[pair, :n]
             distance = _displacement(
-                moved, frac[chosen], parameters[chosen], ~allowed, normalisation[chosen]
+                self.new[pair, :n] + shift[row],
+                self.stored[chosen, :n],
+                self.parameters[chosen],
+                numbers[:, None] != numbers[None, :],
+                self.normalisation[chosen],
             )
-            if distance * normalisation[chosen] < STOL:
-                return True
-    return False
+            fits[row] = distance * self.normalisation[chosen] < STOL
+        return fits
+
+    def _nearest(
+        self, mapping: np.ndarray, shift: np.ndarray, images: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) whether nearest partners match; (T,) whether they are clearly the best assignment.
+
+        Args:
+            mapping: (T,) rows of mappings.
+            shift: (T, 3) of new.
+            images: (I, 3) lattice shifts among which every vector within reach is found.
+        """
+        pair = self.pair[mapping]
+        n = int(self.sizes[pair].max())
+        numbers = self.numbers[pair, :n]
+        present = numbers > 0
+        delta = (self.new[pair, :n] + shift[:, None])[:, :, None] - self.stored[mapping, None, :n]
+        delta -= np.rint(delta)
+        matrices = _matrices(self.parameters[mapping])[:, None]
+        vectors = (delta.reshape(len(pair), n * n, 3) @ matrices[:, 0]).reshape(-1, n, n, 1, 3)
+        vectors = vectors + (images @ matrices)[:, :, None]
+        squared = (vectors * vectors).sum(axis=-1)
+        unlike = (numbers[:, :, None] != numbers[:, None, :]) | ~present[:, :, None]
+        squared[unlike] = np.inf
+        squared = squared.reshape(len(pair), n, -1)  # by partner and image
+        best = squared.argmin(axis=2)[..., None]
+        shortest = np.take_along_axis(squared, best, axis=2)
+        np.put_along_axis(squared, best, np.inf, axis=2)
+        reach = (2.0 * STOL / self.normalisation[mapping]) ** 2
+        tied = squared.min(axis=2) <= shortest[..., 0] * (1.0 + TIE) + TIE * reach[:, None]
+        near = shortest[..., 0] <= reach[:, None] * (1.0 - TIE)
+        partner = np.where(present, best[..., 0] // len(images), np.arange(n))
+        different = (np.sort(partner, axis=1) == np.arange(n)).all(axis=1)
+        clear = ((near & ~tied) | ~present).all(axis=1) & different
+        flat = vectors.reshape(len(pair), n, -1, 3)
+        chosen = np.take_along_axis(flat, best[..., None], axis=2)[:, :, 0]
+        chosen[~present] = 0.0
+        mean = chosen.sum(axis=1) / self.sizes[pair][:, None]
+        moved = np.where(present[..., None], chosen - mean[:, None], 0.0)
+        longest = np.sqrt((moved * moved).sum(axis=-1).max(axis=1))
+        return clear & (longest * self.normalisation[mapping] < STOL), clear
 
 
 def _parameters(matrices: np.ndarray) -> np.ndarray:
     """(M, 6) lengths in Å and angles in degrees of (M, 3, 3) row vectors."""
     lengths = np.linalg.norm(matrices, axis=-1)
-    cosines = [
-        np.einsum("mi,mi->m", matrices[:, j], matrices[:, k]) / (lengths[:, j] * lengths[:, k])
-        for j, k in ((1, 2), (0, 2), (0, 1))
-    ]
-    angles = np.degrees(np.arccos(np.clip(np.stack(cosines, axis=1), -1.0, 1.0)))
-    return np.concatenate([lengths, angles], axis=1)
+    first, second = matrices[:, [1, 0, 0]], matrices[:, [2, 2, 1]]
+    cosines = (first * second).sum(axis=-1) / (lengths[:, [1, 0, 0]] * lengths[:, [2, 2, 1]])
+    return np.concatenate([lengths, _degrees(cosines)], axis=1)
+
+
+def _degrees(cosines: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0)))
 
 
 def _volume_and_spacing(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -390,64 +546,86 @@ def _volume_and_spacing(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return lengths.prod(axis=1) * root, lengths * root[:, None] / np.sin(angles)
 
 
-def _lattice_mappings(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """All bases of a lattice that agree with given cell parameters within the tolerances.
+def _matrices(parameters: np.ndarray) -> np.ndarray:
+    """(M, 3, 3) row vectors in Å of cells (M, 6), the first along x, the second in the xy plane."""
+    volume, _ = _volume_and_spacing(parameters)
+    a, b, c = parameters[:, :3].T
+    cosines, sine = np.cos(np.radians(parameters[:, 3:])), np.sin(np.radians(parameters[:, 5]))
+    alpha, beta, gamma = cosines.T
+    matrices = np.zeros((len(parameters), 3, 3))
+    matrices[:, 0, 0] = a
+    matrices[:, 1, 0], matrices[:, 1, 1] = b * gamma, b * sine
+    matrices[:, 2, 0], matrices[:, 2, 1] = c * beta, c * (alpha - beta * gamma) / sine
+    matrices[:, 2, 2] = volume / (a * b * sine)
+    return matrices
+
+
+def _lattice_mappings(
+    matrices: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All bases of lattices that agree with given cell parameters within the tolerances.
 
     Args:
-        matrix: (3, 3) row vectors of the lattice, Å.
-        target: (6,) lengths in Å and angles in degrees.
+        matrices: (P, 3, 3) row vectors of the lattices, Å.
+        target: (P, 6) lengths in Å and angles in degrees.
 
     Returns:
-        (M, 3, 3) row vectors.
+        pair: (M,) rows of the lattices, ascending.
+        steps: (M, 3, 3) the bases in whole steps along the row vectors.
+        mapped: (M, 3, 3) the bases, row vectors, Å.
     """
-    reach = target[:3].max() * (1.0 + LTOL)
-    most = np.floor(reach * np.linalg.norm(np.linalg.inv(matrix), axis=0) + 1e-8).astype(int)
-    axes = [np.arange(-n, n + 1) for n in most]
-    steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    vectors = steps @ matrix
-    distances = np.linalg.norm(vectors, axis=1)
-    shells = []
-    for length in target[:3]:
-        relative = distances / length
-        shells.append(np.flatnonzero((relative < 1.0 + LTOL) & (relative > 1.0 / (1.0 + LTOL))))
-    units = [vectors[shell] / distances[shell][:, None] for shell in shells]
+    reach = target[:, :3].max(axis=1) * (1.0 + LTOL)
+    steep = np.linalg.norm(np.linalg.inv(matrices), axis=1)
+    most = np.floor(reach[:, None] * steep + 1e-8).astype(int).max(axis=1)
+    found = [(np.zeros(0, int), np.zeros((0, 3, 3)), np.zeros((0, 3, 3)))]
+    for n in np.unique(most).tolist():
+        rows = np.flatnonzero(most == n)
+        for part in np.array_split(rows, 1 + len(rows) * (2 * n + 1) ** 3 // MAX_BLOCK):
+            pair, steps, mapped = _bases(matrices[part], target[part], _steps(n))
+            found.append((part[pair], steps, mapped))
+    pair, steps, mapped = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(pair, kind="stable")
+    return pair[order], steps[order], mapped[order]
+
+
+@lru_cache(maxsize=8)
+def _steps(n: int) -> np.ndarray:
+    """(K, 3) all whole steps of at most ``n`` along each axis but the one to nowhere."""
+    return np.array([step for step in product(range(-n, n + 1), repeat=3) if any(step)], float)
+
+
+def _bases(
+    matrices: np.ndarray, target: np.ndarray, steps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`_lattice_mappings` among the lattice vectors that (K, 3) ``steps`` lead to."""
+    vectors = steps @ matrices
+    distances = np.sqrt((vectors * vectors).sum(axis=-1))
+    relative = distances[:, None] / target[:, :3, None]
+    pair, edge, step = np.nonzero((relative < 1.0 + LTOL) & (relative > 1.0 / (1.0 + LTOL)))
+    # (P, 3, L) the vectors as long as each edge, padded with -1
+    flat = pair * 3 + edge
+    place = np.arange(len(flat)) - np.searchsorted(flat, flat)
+    shell = np.full((len(matrices), 3, int(place.max(initial=-1)) + 1), -1)
+    shell[pair, edge, place] = step
+    unit = vectors / distances[..., None]
+    unit = unit[np.arange(len(matrices))[:, None, None], shell]
     alpha, beta, gamma = (
-        np.abs(np.degrees(np.arccos(np.clip(units[i] @ units[j].T, -1.0, 1.0))) - angle)
-        <= ANGLE_TOL
-        for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), target[3:], strict=True)
+        (
+            np.abs(_degrees(unit[:, i] @ unit[:, j].swapaxes(1, 2)) - angle[:, None, None])
+            <= ANGLE_TOL
+        )
+        & (shell[:, i, :, None] >= 0)
+        & (shell[:, j, None, :] >= 0)
+        for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), target[:, 3:].T, strict=True)
     )
-    a, b = np.nonzero(gamma)
-    pair, c = np.nonzero(alpha[b] & beta[a])
-    rows = np.stack([shells[0][a[pair]], shells[1][b[pair]], shells[2][c]], axis=1)
-    bases = steps[rows]
+    pair, a, b = np.nonzero(gamma)
+    row, c = np.nonzero(alpha[pair, b] & beta[pair, a])
+    pair, a, b = pair[row], a[row], b[row]
+    chosen = np.stack([shell[pair, 0, a], shell[pair, 1, b], shell[pair, 2, c]], axis=1)
+    bases = steps[chosen]
     # |det| = 1: the three vectors span the whole lattice
-    spans = np.abs(np.einsum("mi,mi->m", bases[:, 0], np.cross(bases[:, 1], bases[:, 2]))) == 1
-    return vectors[rows[spans]]
-
-
-def _all_have_partner(
-    new: np.ndarray,
-    stored: np.ndarray,
-    offsets: np.ndarray,
-    nearby: np.ndarray,
-    pairs: tuple[np.ndarray, ...],
-) -> np.ndarray:
-    """(M, O) bool: with this mapping and origin, has every new site a stored one within reach.
-
-    Args:
-        new: (N, 3) fractional coordinates.
-        stored: (M, N, 3) fractional coordinates in each mapping.
-        offsets: (M, O, 3) shift of ``new`` for each mapping and origin.
-        nearby: (M, 3) fractional reach along each axis.
-        pairs: rows of ``new``, ascending, and of ``stored`` that share a species.
-    """
-    i, j = pairs
-    delta = (new[i] - stored[:, j])[:, None] + offsets[:, :, None]
-    delta -= np.round(delta)
-    close = (np.abs(delta) <= nearby[:, None, None]).all(axis=-1)
-    starts = np.flatnonzero(np.diff(i, prepend=-1))
-    found = np.logical_or.reduceat(close, starts, axis=-1)
-    return np.logical_and.reduce(found, axis=-1)
+    spans = np.abs(np.rint(np.linalg.det(bases))) == 1
+    return pair[spans], bases[spans], vectors[pair[:, None], chosen][spans]
 
 
 def _displacement(

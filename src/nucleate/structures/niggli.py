@@ -16,28 +16,43 @@ import numpy as np
 TOL = 1e-5  # of pymatgen, times the cube root of the volume
 MAX_STEPS = 200
 SAME_ANGLE = 1e-3  # degrees
+SAME_CELL = 1.01  # degrees, a little more than pymatgen allows
+_SECOND, _THIRD = [1, 0, 0], [2, 2, 1]  # edges that alpha, beta and gamma are between
 _SHORT = np.array([n for n in product((-1, 0, 1), repeat=3) if any(n)], dtype=float)
 
 Vector = list[float]
 
 
-def niggli(matrix: np.ndarray) -> np.ndarray:
-    """(3, 3) row vectors of the Niggli cell of a lattice, right-handed, not turned, Å.
+def niggli(matrices: np.ndarray) -> np.ndarray:
+    """(B, 3, 3) row vectors of the Niggli cells of lattices, right-handed, not turned, Å.
 
     Args:
-        matrix: (3, 3) row vectors, Å.
+        matrices: (B, 3, 3) row vectors, Å.
 
-    Raises:
-        ValueError: pymatgen finds none.
+    Returns:
+        Row vectors; NaN where pymatgen finds none.
     """
-    e = TOL * abs(float(np.linalg.det(matrix))) ** (1.0 / 3.0)
-    basis = _steps(_shortened(matrix.tolist()), e)
-    found = None if basis is None else np.array(basis)
-    if found is None or _ambiguous(found, e):
-        from pymatgen.core import Lattice
+    e = TOL * np.abs(np.linalg.det(matrices)) ** (1.0 / 3.0)
+    found = np.full(matrices.shape, np.nan)
+    for row, (matrix, small) in enumerate(zip(matrices.tolist(), e.tolist(), strict=True)):
+        basis = _steps(_shortened(matrix), small)
+        if basis is not None:
+            found[row] = basis
+    unclear = np.isnan(found).any(axis=(1, 2))
+    unclear[~unclear] = _ambiguous(found[~unclear], e[~unclear])
+    for row in np.flatnonzero(unclear).tolist():
+        found[row] = _by_pymatgen(matrices[row])
+    return found * np.sign(np.linalg.det(found))[:, None, None]
 
+
+def _by_pymatgen(matrix: np.ndarray) -> np.ndarray:
+    """(3, 3) row vectors; NaN where there are none."""
+    from pymatgen.core import Lattice
+
+    try:
         return np.array(Lattice(matrix).get_niggli_reduced_lattice().matrix)
-    return found if np.linalg.det(found) > 0 else -found
+    except (ValueError, ArithmeticError, IndexError):
+        return np.full((3, 3), np.nan)
 
 
 def _dot(a: Vector, b: Vector) -> float:
@@ -114,18 +129,38 @@ def _turns(x: int, y: int, z: int) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _ambiguous(basis: np.ndarray, e: float) -> bool:
-    """Whether vectors as long as the edges make angles like those of the cell, but not the same."""
-    lengths = np.linalg.norm(basis, axis=1)
-    vectors = _SHORT @ basis
-    distances = np.linalg.norm(vectors, axis=1)
-    unit = vectors / distances[:, None]
-    like = np.abs(distances[:, None] / lengths - 1.0) < 2.0 * e + 1e-9
-    edges = basis / lengths[:, None]
-    for i, j in ((1, 2), (0, 2), (0, 1)):
-        angle = np.degrees(np.arccos(np.clip(edges[i] @ edges[j], -1.0, 1.0)))
-        others = unit[like[:, i]] @ unit[like[:, j]].T
-        away = np.abs(np.degrees(np.arccos(np.clip(others, -1.0, 1.0))) - angle)
-        if ((away > SAME_ANGLE) & (away < 1.01)).any():
-            return True
-    return False
+def _ambiguous(bases: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """(B,) whether three vectors as long as the edges make almost the angles of the cell, not them.
+
+    Args:
+        bases: (B, 3, 3) row vectors, Å.
+        e: (B,) tolerances.
+    """
+    lengths = np.linalg.norm(bases, axis=2)
+    vectors = _SHORT @ bases
+    distances = np.linalg.norm(vectors, axis=2)
+    unit = vectors / distances[..., None]
+    edges = bases / lengths[..., None]
+    apart = np.abs(distances[..., None] / lengths[:, None] - 1.0)
+    like = apart < (2.0 * e + 1e-9)[:, None, None]
+    angles = _degrees((edges[:, _SECOND] * edges[:, _THIRD]).sum(axis=-1))
+    result = np.zeros(len(bases), bool)
+    for n, (i, j) in enumerate(zip(_SECOND, _THIRD, strict=True)):
+        cell, first, second = np.nonzero(like[:, :, None, i] & like[:, None, :, j])
+        away = np.abs(
+            _degrees((unit[cell, first] * unit[cell, second]).sum(axis=1)) - angles[cell, n]
+        )
+        result[cell[(away > SAME_ANGLE) & (away < SAME_CELL)]] = True
+    for row in np.flatnonzero(result):  # with a third vector, too
+        a, b, c = (unit[row, way] for way in like[row].T)
+        alpha, beta, gamma = (
+            np.abs(_degrees(first @ second.T) - angle)
+            for first, second, angle in zip((b, a, a), (c, c, b), angles[row], strict=True)
+        )
+        away = np.maximum(np.maximum(alpha, beta[:, None]), gamma[:, :, None])
+        result[row] = ((away > SAME_ANGLE) & (away < SAME_CELL)).any()
+    return result
+
+
+def _degrees(cosines: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0)))

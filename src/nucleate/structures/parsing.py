@@ -132,14 +132,19 @@ def to_cell(structure: Structure) -> Cell:
     Raises:
         ValueError: a site is partially occupied, shared, or no chemical element.
     """
-    for site in structure:
-        if not site.is_ordered:
+    found, coords = [], []
+    for site in structure.sites:
+        species = site.species
+        if not species.num_atoms == len(species) == 1:
             raise ValueError(f"disordered: site {site.label} holds {site.species_string}")
-    numbers = np.array([int(getattr(site.specie, "Z", 0)) for site in structure], dtype=np.int64)
+        (element,) = species
+        found.append(int(getattr(element, "Z", 0)))
+        coords.append(site.frac_coords)
+    numbers = np.array(found, dtype=np.int64)
     if (numbers < 1).any():
         index = int(np.flatnonzero(numbers < 1)[0])
         raise ValueError(f"no chemical element: site {structure[index].species_string}")
-    return np.array(structure.lattice.matrix), numbers, np.array(structure.frac_coords)
+    return np.array(structure.lattice.matrix), numbers, np.array(coords).reshape(-1, 3)
 
 
 def _parse_cif(text: str) -> Cell:
