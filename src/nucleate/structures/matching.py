@@ -419,15 +419,18 @@ class _Block:
         """(P,) bool."""
         verdicts = np.zeros(len(self.sizes), bool)
         mapping, shift = self._trials()
-        width = 1
+        doubtful, width = [], 1
         while len(mapping):
             pair = self.pair[mapping]  # ascending
-            rank = np.arange(len(pair)) - np.searchsorted(pair, pair)
-            now = rank < width
-            fits = self._fit(mapping[now], shift[now])
+            now = np.arange(len(pair)) - np.searchsorted(pair, pair) < width
+            fits, clear = self._fit(mapping[now], shift[now])
             verdicts[pair[now][fits]] = True
+            doubtful += list(zip(mapping[now][~clear].tolist(), shift[now][~clear], strict=True))
             left = ~now & ~verdicts[pair]
             mapping, shift, width = mapping[left], shift[left], 4 * width
+        for chosen, moved in doubtful:
+            if not verdicts[self.pair[chosen]]:
+                verdicts[self.pair[chosen]] = self._assigned(chosen, moved)
         return verdicts
 
     def _trials(self) -> tuple[np.ndarray, np.ndarray]:
@@ -453,36 +456,33 @@ class _Block:
             mapping, shift = mapping[kept], shift[kept]
         return mapping, shift
 
-    def _fit(self, mapping: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """(T,) bool, whether every site has its partner after the best common shift.
+    def _fit(self, mapping: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) whether every site has its partner after the best common shift, (T,) clearly or not.
 
         Where the nearest partners of all sites are clearly that and all different, they are the
-        best assignment; it is searched for elsewhere.
+        best assignment.
         """
-        fits = np.zeros(len(mapping), bool)
-        clear = np.zeros(len(mapping), bool)
+        fits, clear = np.zeros(len(mapping), bool), np.zeros(len(mapping), bool)
         wide = self.nearby[mapping].max(axis=1)
         for some, images in ((wide < 0.5 - TIE, _SHIFTS[13:14]), (wide >= 0.5 - TIE, _SHIFTS)):
             rows = np.flatnonzero(some & (wide < 1.0 - TIE))
             if len(rows):
                 fits[rows], clear[rows] = self._nearest(mapping[rows], shift[rows], images)
-        decided = np.unique(self.pair[mapping[fits]])
-        for row in np.flatnonzero(~clear):
-            chosen = mapping[row]
-            pair = self.pair[chosen]
-            if pair in decided:
-                continue
-            n = self.sizes[pair]
-            numbers = self.numbers[pair, :n]
-            distance = _displacement(
-                self.new[pair, :n] + shift[row],
-                self.stored[chosen, :n],
-                self.parameters[chosen],
-                numbers[:, None] != numbers[None, :],
-                self.normalisation[chosen],
-            )
-            fits[row] = distance * self.normalisation[chosen] < STOL
-        return fits
+        return fits, clear
+
+    def _assigned(self, mapping: int, shift: np.ndarray) -> bool:
+        """The same by the best assignment, of one mapping with one (3,) shift."""
+        pair = self.pair[mapping]
+        n = self.sizes[pair]
+        numbers = self.numbers[pair, :n]
+        distance = _displacement(
+            self.new[pair, :n] + shift,
+            self.stored[mapping, :n],
+            self.parameters[mapping],
+            numbers[:, None] != numbers[None, :],
+            self.normalisation[mapping],
+        )
+        return bool(distance * self.normalisation[mapping] < STOL)
 
     def _nearest(
         self, mapping: np.ndarray, shift: np.ndarray, images: np.ndarray
