@@ -85,13 +85,15 @@ def _fill(result: Contacts, rows: slice, batch: WyckoffBatch, cells: np.ndarray)
         np.einsum("nij,nj->ni", tables.rotation[operation], representative[owner])
         + tables.translation[operation] / symmetry.TRANSLATION_UNIT
     )
-    # every site against every atom of its crystal
+    # every site against every atom of itself and of the sites after it
     n_atoms = np.bincount(crystal, weights=count, minlength=len(batch)).astype(int)
     first_atom = np.cumsum(n_atoms) - n_atoms
     pairs = n_atoms[crystal]
     source = np.repeat(np.arange(len(crystal)), pairs)
     offset = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     target = first_atom[crystal][source] + offset
+    once = owner[target] >= source  # each pair of sites
+    source, target = source[once], target[once]
     delta = atoms[target] - representative[source]
     delta -= np.round(delta)
     vectors = (delta[:, None, :] + _IMAGES) @ cells[crystal[source]]
@@ -106,8 +108,6 @@ def _fill(result: Contacts, rows: slice, batch: WyckoffBatch, cells: np.ndarray)
     )
     shortest = np.minimum.reduceat(distance, boundary)
     one, two = source[boundary], target_site[boundary]
-    keep = one <= two
-    one, two, shortest = one[keep], two[keep], shortest[keep]
     radii = covalent_radii_angstrom()
     radius_sum = radii[species[one]] + radii[species[two]]
     ratio = np.log(shortest / radius_sum)

@@ -363,11 +363,12 @@ class Pretraining:
         The density of a lattice is so sharp that its head's gradient is a hundred times that of
         the rest; clipped together, the rest would hardly move in such steps.
         """
-        norms = []
-        for parameter in self.policy.network.parameters():
-            if parameter.grad is not None:
-                norms.append(nn.utils.clip_grad_norm_(parameter, self.config.clip))
-        return torch.stack(norms).norm()
+        weights = self.policy.network.parameters()
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        factors = (self.config.clip / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors))
+        return norms.norm()
 
     def _mean(self, value: torch.Tensor) -> float:
         if self.world > 1:
