@@ -12,6 +12,7 @@ from nucleate.policies.blocks import (
     CrystalEmbedding,
     RotaryPositions,
     attention,
+    dropout,
     fourier,
     initialise,
     rotate,
@@ -148,3 +149,20 @@ def test_space_groups_are_described_by_system_centring_and_order():
         assert systems[group, system] == 1 and systems[group, 7 + centring] == 1
         assert systems[group, 12] == pytest.approx(np.log(order))
         assert systems[group, 13] == pytest.approx(np.log(order / centring))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_dropout_leaves_the_mean_and_is_repeated_by_a_seed(share: float) -> None:
+    x = torch.ones(200, 300, requires_grad=True)
+    torch.manual_seed(3)
+    once = dropout(x, share, True)
+    torch.manual_seed(3)
+    assert torch.equal(once, dropout(x, share, True))
+    assert not torch.equal(once, dropout(x, share, True))
+    lost = (once == 0).double().mean()
+    assert abs(float(lost) - share) < 0.01
+    kept = once[once > 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - share)), rtol=1e-4, atol=0)
+    once.sum().backward()
+    torch.testing.assert_close(x.grad, once.detach())
+    assert dropout(x, share, False) is x

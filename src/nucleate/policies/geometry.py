@@ -25,6 +25,7 @@ from nucleate.policies.blocks import (
     CrystalEmbedding,
     RotaryPositions,
     attention,
+    dropout,
     fourier,
     initialise,
     mlp,
@@ -127,7 +128,7 @@ class GeometryTransformer(nn.Module):
         present = F.pad(wyckoff > 0, (1, 0), value=True)
         visible = None if present.all() else present[:, None, None, :]
         rotary = self.rotary(slice(0, x.shape[1]))
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         for block in self.encoder:
             x = block(x, rotary, visible)
         return Encoding(self.norm_encoder(x), present)
@@ -180,7 +181,7 @@ class GeometryTransformer(nn.Module):
         previous = F.pad(position[:, :-1], (1, 0))
         coords = F.pad(frac_coords[:, :-1], (0, 0, 1, 0))
         x = self._inputs(encoding, shape, position, previous, coords)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         n, length = position.shape
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         visible = torch.cat(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nucleate.policies.blocks import (
@@ -22,6 +21,7 @@ from nucleate.policies.blocks import (
     CrystalEmbedding,
     RotaryPositions,
     attention,
+    dropout,
     initialise,
     mlp,
     start_small,
@@ -145,7 +145,7 @@ class SiteTransformer(nn.Module):
         length = x.shape[1]
         rotary = self.rotary(slice(0, length))
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x, rotary, causal)
         return self.norm(x), positions
