@@ -160,7 +160,7 @@ def test_symmetry_spares_evaluations_and_changes_nothing(emt: AsePotential) -> N
         for symprec in (0.01, 1e-6)
     )
     np.testing.assert_allclose(with_symmetry.tensor.stiffness, without.tensor.stiffness, atol=0.1)
-    assert without.n_evaluations > 2 * with_symmetry.n_evaluations
+    assert without.n_evaluations > 1.5 * with_symmetry.n_evaluations
 
 
 def test_clamped_atoms_cost_no_displacements(emt: AsePotential) -> None:
