@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,12 +33,12 @@ def finest(device: torch.device) -> torch.dtype:
 
 
 def precisely(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """What layers make of ``x``, in double precision where the device has it.
+    """What layers make of ``x``, in double precision where no derivative is asked for.
 
     Densities are sharp: single precision would lose digits of where they are between sampling
-    and scoring.
+    and scoring. It is enough for a gradient.
     """
-    dtype = finest(x.device)
+    dtype = torch.float32 if torch.is_grad_enabled() else finest(x.device)
     x = x.to(dtype)
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -90,8 +90,8 @@ def dropout(x: torch.Tensor, share: float, training: bool) -> torch.Tensor:
     seed = int(torch.randint(2**62, ()))
     bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * x.numel()), dtype=np.uint16)
     limit = round(share * 2**16)
-    kept = torch.from_numpy(bits >= limit).view(x.shape)
-    return x * kept * (2**16 / (2**16 - limit))
+    kept = torch.from_numpy(bits >= limit).view(x.shape).to(x.dtype)
+    return x * kept.mul_(2**16 / (2**16 - limit))
 
 
 def attention(
@@ -125,11 +125,30 @@ def attention(
     return scores.softmax(-1) @ value
 
 
-def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotary position embedding (Su et al. 2021), half-split pairs."""
-    cos, sin = rotary
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+class _Rotation(torch.autograd.Function):
+    """Turning back is all there is to the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, -sin), None, None
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotary position embedding (Su et al. 2021), half-split pairs; has first derivatives only."""
+    cos, sin = rotary
+    return _Rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-any-return]
 
 
 class RotaryPositions(nn.Module):
@@ -169,8 +188,9 @@ class Block(nn.Module):
         """(B, P, width) to three of (B, heads, P, width / heads), the first two rotated."""
         n, length, _ = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(n, length, 3, self.heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        return rotate(query, rotary), rotate(key, rotary), value
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        query, key = rotate(qkv[:2], rotary)
+        return query, key, qkv[2]
 
     def add(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What the block makes of its input (B, P, width) and (B, heads, P, size) attended."""
