@@ -83,12 +83,13 @@ def dropout(x: torch.Tensor, share: float, training: bool) -> torch.Tensor:
     """Set a share of the elements to 0 in training and scale up the rest.
 
     On a processor the random bits are numpy's, seeded by PyTorch's generator: sixteen for each
-    element instead of a number, six times as fast.
+    element instead of a number, three times as fast.
     """
     if not training or share == 0 or x.device.type != "cpu":
         return F.dropout(x, share, training)
     seed = int(torch.randint(2**62, ()))
-    bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * x.numel()), dtype=np.uint16)
+    words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
+    bits = words.view(np.uint16)[: x.numel()]
     limit = round(share * 2**16)
     kept = torch.from_numpy(bits >= limit).view(x.shape).to(x.dtype)
     return x * kept.mul_(2**16 / (2**16 - limit))
