@@ -72,33 +72,39 @@ class Learnt:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+def beginning(kind: str, start: Path | None, seed: int) -> Any:
+    """A network of matgl with random weights, or a published MEGNet."""
+    import matgl
+    from matgl import models
+
+    torch.manual_seed(seed)
+    if start is None:
+        return getattr(models, NETWORKS[kind])()
+    try:
+        loaded = matgl.load_model(str(start))
+    except Exception as error:
+        raise SystemExit(f"{start} holds no model that matgl can read: {error}") from error
+    model = getattr(loaded, "model", loaded)
+    if not isinstance(model, models.MEGNet):
+        raise SystemExit(f"{start} holds a {type(model).__name__}, not a MEGNet")
+    return model
+
+
 class Network:
     """A network of matgl that predicts one number of a crystal.
 
     Args:
-        kind: of a new network, one of ``NETWORKS``.
-        start: folder of a matgl model to go on from; its kind counts.
+        model: the network.
         target: what is predicted.
         labels: (N,) of the training crystals, which decide the standardisation.
-        seed: of new weights and of the order of crystals.
+        seed: of the order of crystals.
     """
 
-    def __init__(
-        self, kind: str, start: Path | None, target: Target, labels: np.ndarray, seed: int
-    ) -> None:
-        import matgl
-        from matgl import models
+    def __init__(self, model: Any, target: Target, labels: np.ndarray, seed: int) -> None:
         from matgl.ext.pymatgen import Structure2Graph
 
-        torch.manual_seed(seed)
-        if start is None:
-            self.model = getattr(models, NETWORKS[kind])()
-        else:
-            loaded = matgl.load_model(str(start))
-            self.model = getattr(loaded, "model", loaded)
-            if not isinstance(self.model, models.MEGNet):
-                raise SystemExit(f"{start} holds a {type(self.model).__name__}, not a MEGNet")
-        self.converter = Structure2Graph(self.model.element_types, self.model.cutoff)
+        self.model = model
+        self.converter = Structure2Graph(model.element_types, model.cutoff)
         self.target, self.generator = target, np.random.default_rng(seed)
         learnt = self._scaled(labels)
         self.mean, self.scale = float(learnt.mean()), float(learnt.std())
@@ -290,6 +296,8 @@ def main() -> None:
         "--seconds", type=float, help="processor time of the network; by default that of the heads"
     )
     options = parser.parse_args()
+    if options.seconds is not None and options.seconds <= 0:
+        parser.error("--seconds has to be positive")
     if importlib.util.find_spec("matgl") is None:
         raise SystemExit(
             "matgl is not installed in this interpreter. Make one with both packages: python3 -m "
@@ -309,6 +317,7 @@ def main() -> None:
     )
     settings = load_settings(PredictorSettings, "", "predictor settings", options.set)
     one_thread()
+    model = beginning(options.network, options.start, settings.seed)
     print(f"load average at the start {os.getloadavg()[0]:.1f}")
     predictor, spent = heads_on_features(options.table, target, settings)
     weights = sum(parameter.numel() for parameter in predictor.heads[0].parameters())
@@ -320,7 +329,7 @@ def main() -> None:
     start, seconds = time.process_time(), options.seconds or spent
     crystals = read_labelled(options.table, target)
     training, validation, test = split(crystals, "formula", FRACTIONS, settings.seed)
-    network = Network(options.network, options.start, target, training.value, settings.seed)
+    network = Network(model, target, training.value, settings.seed)
     origin = f"from {options.start.name}" if options.start else "from random weights"
     print(f"\n{type(network.model).__name__} {origin}: {network.size:,} weights, {seconds:.0f} s")
     learnt = network.train(training, validation, seconds, start)
