@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from nucleate.config import Settings, dotted
 from nucleate.errors import InputError, RecipeError
@@ -157,6 +158,35 @@ def test_a_bonus_that_nothing_can_earn_is_refused(
     else:
         with pytest.raises(RecipeError, match=r"novelty_bonus.*\n.*e_above_hull.*\n.*to 0"):
             check_bonus(recipe)
+
+
+def two_hulls(*names: str | None) -> dict[str, Any]:
+    shaping = {"type": "linear", "low": 0, "high": 1}
+    settings = [{"hull": "mp2020"}, {"hull": "chgnet"}]
+    entries = [
+        {"property": "e_above_hull", "name": name, "settings": s, "shaping": shaping}
+        for name, s in zip(names, settings, strict=True)
+    ]
+    limits = {entry["name"]: 5 for entry in entries if entry["name"]}
+    return {"objective": {"terms": entries}, "budget": {"steps": 1, "limits": limits}}
+
+
+def test_two_settings_of_one_property_need_two_names() -> None:
+    recipe = Recipe.model_validate(two_hulls(None, "by_chgnet"))
+    assert [entry.label for entry in recipe.objective.properties] == ["e_above_hull", "by_chgnet"]
+    check_limits(recipe)
+    check_bonus(recipe)  # what is called e_above_hull says which crystals are stable
+    with pytest.raises(RecipeError, match="called e_above_hull"):
+        check_bonus(Recipe.model_validate(two_hulls("by_mp2020", "by_chgnet")))
+    for names, said in (
+        ((None, None), "twice with different settings.*name: e_above_hull_2"),
+        (("a", "a"), "twice with different settings"),
+        ((None, "step"), "'step' is a column of every table"),
+        ((None, "valid"), "'valid' in the objective is that of a stage"),
+        ((None, "a b"), "pattern"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Recipe.model_validate(two_hulls(*names))
 
 
 def test_a_limit_is_on_a_cost_class_or_a_property_of_the_objective() -> None:

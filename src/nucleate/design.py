@@ -551,7 +551,8 @@ def _judges(
     Whether it relaxes is a setting of its own.
     """
     settings = recipe.evaluation
-    measured = [*objective.properties.values(), screen.judge]
+    named = objective.properties.get(STABILITY)
+    measured = [named, *objective.properties.values(), screen.judge]
     asked = next((p for p in measured if isinstance(p, EnergyAboveHull)), None)
     hulls: list[Hull | str] = [asked.hull if asked else DEFAULT_HULL, *settings.hulls]
     judges = [

@@ -273,7 +273,7 @@ def test_costly_properties_see_only_what_cheaper_filters_let_pass(batches: list[
     assert sorted(cheap.seen) == sorted(distinct)
     assert sorted(model.seen) == sorted(distinct - {0.0, 0.2})
     assert sorted(costly.seen) == sorted(distinct - {0.0, 0.2, 1.0})
-    assert objective.costliest is costly
+    assert objective.properties[objective.costliest] is costly
     assert objective.evaluations_spent() == len(distinct - {0.0, 0.2, 1.0})
     objective.close()
 
@@ -342,6 +342,43 @@ def test_senseless_objectives_are_refused() -> None:
         Objective([Term(Table(), UNIT), Term(other, UNIT)])
 
 
+class Scaled(Table):
+    """Settings that make another property of the same name."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.key = factor, f"table/{factor:g}"
+
+    def evaluate(self, structures: Sequence[Any]) -> Scores:
+        scores = super().evaluate(structures)
+        return Scores(self.factor * scores.value, scores.status, scores.reason)
+
+
+def test_one_property_with_two_settings_stands_under_two_names() -> None:
+    cold, hot = Scaled(1), Scaled(3)
+    wanted = FilterSettings(property="table", name="hot", max=2.5)
+    objective = Objective(
+        [Term(cold, UNIT), Term(hot, Linear(type="linear", low=0, high=3), name="hot")],
+        filters=[Filter(hot, wanted)],
+    )
+    result = objective.score([0.5, 1.0], ["a", "b"])
+    np.testing.assert_array_equal(result.scores["hot"].value, [1.5, 3.0])
+    np.testing.assert_array_equal(result.scores["table"].value, [0.5, np.nan])
+    assert result.reason == ["", "hot above 2.5: 3"]
+    np.testing.assert_allclose(result.reward, [0.5, 0.0])
+    assert result.spent == {"hot": 2, "table": 1} and set(result.shaped) == {"table", "hot"}
+    assert {s.name: s.evaluations for s in objective.store.spending()} == {"hot": 2, "table": 1}
+    # the key says nothing of the name, so what others have computed is found under any
+    assert set(objective.store.lookup(["a", "b"], "table/3")) == {"a", "b"}
+
+
+def test_a_label_is_one_property_and_a_property_one_label() -> None:
+    with pytest.raises(RecipeError, match=r"'hot' and 'hotter' are the same"):
+        Objective([Term(Scaled(3), UNIT, name="hot"), Term(Scaled(3), UNIT, name="hotter")])
+    with pytest.raises(RecipeError, match=r"called 'reward'"):
+        Objective([Term(Table("reward"), UNIT)])
+
+
 def test_from_recipe_with_a_file_and_a_built_in(tmp_path: Path) -> None:
     (tmp_path / "my.py").write_text(
         "def atoms(structures):\n    return [len(s) for s in structures]\n"
@@ -362,4 +399,4 @@ def test_from_recipe_with_a_file_and_a_built_in(tmp_path: Path) -> None:
     structure = Structure(Lattice.cubic(3), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     result = objective.score([structure], ["a"])
     np.testing.assert_allclose(result.reward, (0.5 + structure.density / 20) / 2)
-    assert objective.costliest.name == "atoms"
+    assert objective.costliest == "atoms"

@@ -179,7 +179,7 @@ def _pareto(objective: Objective, ok: Mapping[str, pd.DataFrame]) -> dict[str, A
         }
         for label, term in zip(objective.labels, objective.terms, strict=True)
     ]
-    names = [term.property.name for term in objective.terms]
+    names = [term.label for term in objective.terms]
     said: dict[str, Any] = {
         "terms": terms,
         "reference": "the lowest score of every term; 1 is the volume of all possible scores",
