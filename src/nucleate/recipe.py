@@ -532,8 +532,8 @@ def check_bonus(recipe: Recipe) -> None:
     if bonus and not screened and STABILITY not in named:
         raise RecipeError(
             f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
-            f"It is for stable crystals, and the objective has no term or filter called {STABILITY} and "
-            "the screen no stage stable.",
+            "It is for stable crystals, and the objective has no term or filter called "
+            f"{STABILITY} and the screen no stage stable.",
             f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
         )
 

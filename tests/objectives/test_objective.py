@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import NucleateError, RecipeError
 from nucleate.objectives.objective import Filter, Objective, Term
 from nucleate.objectives.settings import FilterSettings
 from nucleate.objectives.shaping import Clip, Linear, Sigmoid
-from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.protocols import CostClass, Measurements, Property, Scores, Status
 from nucleate.recipe import load_recipe
 from nucleate.store.experience import ExperienceStore
 
@@ -330,6 +331,40 @@ def test_one_property_in_two_terms_is_evaluated_once() -> None:
     assert result.reward[0] == 0.5
 
 
+class Length:
+    """A multiple of the first lattice parameter, which all of them are read from."""
+
+    unit, cost, measurement = "Å", CostClass.MODEL, "length/1"
+
+    def __init__(self, factor: float, asked: list[list[float]]) -> None:
+        self.factor, self.asked = factor, asked
+        self.name = self.key = f"length{factor}"
+
+    def evaluate(self, structures: Sequence[Any], shared: Measurements | None = None) -> Scores:
+        assert shared is not None
+        found = np.array(shared.get(self.measurement, structures, self._measure))
+        return Scores(self.factor * found, [Status.OK] * len(found), [""] * len(found))
+
+    def _measure(self, structures: list[Structure]) -> list[float]:
+        self.asked.append([s.lattice.a for s in structures])
+        return self.asked[-1]
+
+
+def test_what_properties_are_read_from_is_measured_once_for_a_batch() -> None:
+    """By the first of them, whatever the timing, and whatever a filter between them says."""
+    batch = [Structure(Lattice.cubic(a), ["Cu"], [[0, 0, 0]]) for a in (2.0, 3.0, 4.0)]
+    asked: list[list[float]] = []
+    small = Filter(Length(2, asked), FilterSettings(property="length2", max=6.5))
+    objective = Objective([Term(Length(k, asked), UNIT) for k in (3, 4)], filters=[small])
+    first = objective.submit(batch[:2], list("ab"), step=0)
+    second = objective.submit(batch[1:], list("bc"), step=1)
+    np.testing.assert_array_equal(first.result().scores["length4"].value, [8, 12])
+    np.testing.assert_array_equal(second.result().scores["length3"].value, [9, np.nan])
+    assert asked == [[2.0, 3.0], [4.0]]
+    assert first.result().spent == {"length2": 2, "length3": 2, "length4": 2}
+    objective.close()
+
+
 def test_senseless_objectives_are_refused() -> None:
     clip = Clip(type="clip", low=0, high=1, direction="minimise")
     with pytest.raises(RecipeError, match="0 and more"):
@@ -392,8 +427,6 @@ def test_from_recipe_with_a_file_and_a_built_in(tmp_path: Path) -> None:
         "    - property: density\n"
         "      shaping: {type: linear, low: 0, high: 20}\n"
     )
-    from pymatgen.core import Lattice, Structure
-
     recipe = load_recipe(tmp_path / "mine.yaml")
     objective = Objective.from_settings(recipe.objective, base=tmp_path)
     structure = Structure(Lattice.cubic(3), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nucleate.errors import NucleateError
 from nucleate.objectives.evaluate import evaluate
+from nucleate.properties.shared import Shared
 from nucleate.protocols import Property, Status
 
 if TYPE_CHECKING:
@@ -81,11 +82,11 @@ def dry_run(
         logger.warning("no valid crystal was drawn to try the objective on")
         return []
     crystals = dict(zip(digests, structures, strict=True))
-    trials = []
+    trials, shared = [], Shared()
     for label, prop in objective.properties.items():
         found = objective.store.lookup(crystals, prop.key)
         new = {digest: s for digest, s in crystals.items() if digest not in found}
-        fresh = evaluate(prop, list(new), list(new.values()), objective.cache) if new else {}
+        fresh = evaluate(prop, list(new), list(new.values()), objective.cache, shared=shared)
         values = {digest: entry for digest, entry in fresh.items() if entry.status is Status.OK}
         objective.store.record(None, prop.key, values, name=label, unit=prop.unit, cost=prop.cost)
         trials.append(Trial(label, prop, [*found.values(), *fresh.values()]))

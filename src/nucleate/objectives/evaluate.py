@@ -13,7 +13,14 @@ from nucleate import plugins
 from nucleate.errors import InputError, NucleateError
 from nucleate.execution.local import PooledPotential
 from nucleate.execution.meter import Meter, metered
-from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.protocols import (
+    CostClass,
+    MeasuredProperty,
+    Measurements,
+    Property,
+    Scores,
+    Status,
+)
 from nucleate.store.experience import Evaluation
 
 if TYPE_CHECKING:
@@ -99,6 +106,7 @@ def evaluate(
     structures: Sequence[Structure],
     cache: EvaluationCache | None = None,
     key: str | None = None,
+    shared: Measurements | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluations by digest: what the cache knows, and what is computed now and kept there.
 
@@ -114,6 +122,7 @@ def evaluate(
         cache: of the project; None to compute all. It is not asked for properties of the class
             ``composition``, which are computed faster than they are looked up.
         key: what the cache keeps the values under; that of the property by default.
+        shared: what other properties of these crystals are read from, and may have measured.
 
     Raises:
         NucleateError: the property can't be evaluated at all, or raised on each of many crystals.
@@ -134,7 +143,7 @@ def evaluate(
         known = {} if cache is None else cache.lookup(asked, key)
         found |= known
         missing = {digest: s for digest, s in asked.items() if digest not in known}
-        for part in _computed(prop, missing, errors) if missing else ():
+        for part in _computed(prop, missing, errors, shared) if missing else ():
             if cache is not None:
                 cache.keep(key, part)
             found |= part
@@ -148,7 +157,10 @@ def evaluate(
 
 
 def _computed(
-    prop: Property, asked: Mapping[str, Structure], errors: list[Exception]
+    prop: Property,
+    asked: Mapping[str, Structure],
+    errors: list[Exception],
+    shared: Measurements | None,
 ) -> Iterator[dict[str, Evaluation]]:
     """Evaluations as they come; what raises on several crystals is tried crystal by crystal.
 
@@ -158,7 +170,7 @@ def _computed(
     left = set(range(len(digests)))
     raised: Exception | None = None
     try:
-        for rows, scores, seconds in _parts(prop, structures):
+        for rows, scores, seconds in _parts(prop, structures, shared):
             left -= set(rows)
             share = seconds / max(len(rows), 1)
             evaluations = evaluations_of(scores, range(len(rows)), share)
@@ -180,18 +192,18 @@ def _computed(
         yield {digests[0]: Evaluation(math.nan, Status.FAILED, reason)}
     else:
         for i in sorted(left):
-            yield from _computed(prop, {digests[i]: structures[i]}, errors)
+            yield from _computed(prop, {digests[i]: structures[i]}, errors, shared)
 
 
 def _parts(
-    prop: Property, structures: Sequence[Structure]
+    prop: Property, structures: Sequence[Structure], shared: Measurements | None
 ) -> Iterator[tuple[Sequence[int], Scores, float]]:
     """Rows, their scores, and the seconds that these took, as they come.
 
     Raises:
         ValueError: another number of values than crystals.
     """
-    parts = iter(_stream(prop, structures))
+    parts = iter(_stream(prop, structures, shared))
     meter, started, counted = Meter(), time.perf_counter(), 0.0
     while True:
         with metered(meter):
@@ -207,10 +219,12 @@ def _parts(
 
 
 def _stream(
-    prop: Property, structures: Sequence[Structure]
+    prop: Property, structures: Sequence[Structure], shared: Measurements | None
 ) -> Iterator[tuple[Sequence[int], Scores]]:
     if _streams(prop):
         yield from prop.stream(structures)  # type: ignore[attr-defined]
+    elif isinstance(prop, MeasuredProperty):
+        yield range(len(structures)), prop.evaluate(structures, shared)
     else:
         yield range(len(structures)), prop.evaluate(structures)
 

@@ -10,10 +10,13 @@ submission is not evaluated again.
 
 Properties are evaluated from the cheapest to the costliest, and what a filter on one of them
 refuses is not evaluated by those that follow: they wait for the filter, in their own thread.
+Properties that are read from one measurement, such as energies of one potential, have one thread,
+and the first of them measures for all: each crystal of a submission once.
 """
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +32,8 @@ from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property
 from nucleate.objectives.pareto import ParetoFront
 from nucleate.objectives.settings import Combine, FilterSettings, ObjectiveSettings
 from nucleate.objectives.shaping import Shaping
-from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.properties.shared import Shared
+from nucleate.protocols import CostClass, MeasuredProperty, Property, Scores, Status
 from nucleate.store.cache import EvaluationCache
 from nucleate.store.experience import COLUMNS, Evaluation, ExperienceStore
 
@@ -50,7 +54,7 @@ class Term:
     weight: float = 1.0
     name: str | None = None
 
-    @property
+    @builtins.property
     def label(self) -> str:
         """What the values are called: the name, by default that of the property."""
         return self.name or self.property.name
@@ -63,7 +67,7 @@ class Filter:
     property: Property
     settings: FilterSettings
 
-    @property
+    @builtins.property
     def label(self) -> str:
         """What the values are called: the name, by default that of the property."""
         return self.settings.name or self.property.name
@@ -398,9 +402,10 @@ class Objective:
                 first.setdefault(digest, i)
         pending = PendingScores(self, list(digests), status, reason)
         filtering: list[_Work] = []
+        shared = Shared()
         for name, prop in self.properties.items():
             given = (precomputed or {}).get(name)
-            work = self._start(name, prop, structures, first, step, given, tuple(filtering))
+            work = self._start(name, prop, structures, first, step, given, tuple(filtering), shared)
             pending._works[name] = work
             if any(entry.label == name for entry in self.filters):
                 filtering.append(work)
@@ -423,6 +428,7 @@ class Objective:
         step: int | None,
         given: Scores | None,
         filtering: Sequence[_Work],
+        shared: Shared,
     ) -> _Work:
         known = self.store.lookup(first, self.key(prop))
         running = self._running[label]
@@ -437,15 +443,21 @@ class Objective:
             future.set_result(dict(zip(missing, evaluations_of(given, rows, 0.0), strict=True)))
         elif missing:
             chosen = {d: s for d in missing if (s := structures[first[d]]) is not None}
-            if label not in self._threads:
-                self._threads[label] = ThreadPoolExecutor(1, f"nucleate-{label}")
-            future = self._threads[label].submit(self._evaluate, prop, chosen, filtering)
+            # properties of one measurement in turn: who measures does not depend on timing
+            lane = prop.measurement if isinstance(prop, MeasuredProperty) else label
+            if lane not in self._threads:
+                self._threads[lane] = ThreadPoolExecutor(1, f"nucleate-{label}")
+            future = self._threads[lane].submit(self._evaluate, prop, chosen, filtering, shared)
         work = _Work(label, prop, known, borrowed, future, step)
         running.update(dict.fromkeys(missing, work))
         return work
 
     def _evaluate(
-        self, prop: Property, structures: Mapping[str, Structure], filtering: Sequence[_Work]
+        self,
+        prop: Property,
+        structures: Mapping[str, Structure],
+        filtering: Sequence[_Work],
+        shared: Shared,
     ) -> dict[str, Evaluation]:
         """Evaluate, by digest, what the filters on cheaper properties let pass; waits for them."""
         passed = dict(structures)
@@ -461,7 +473,9 @@ class Objective:
                     del passed[digest]
         if not passed:
             return {}
-        return evaluate(prop, list(passed), list(passed.values()), self.cache, self.key(prop))
+        return evaluate(
+            prop, list(passed), list(passed.values()), self.cache, self.key(prop), shared
+        )
 
     def _refusal(self, name: str, value: float) -> str:
         """Why a filter refuses this value of a property; empty if none does."""
