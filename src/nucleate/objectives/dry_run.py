@@ -86,7 +86,7 @@ def dry_run(
     for label, prop in objective.properties.items():
         found = objective.store.lookup(crystals, prop.key)
         new = {digest: s for digest, s in crystals.items() if digest not in found}
-        fresh = evaluate(prop, list(new), list(new.values()), objective.cache, shared=shared)
+        fresh = evaluate(prop, list(new), list(new.values()), objective.cache, shared)
         values = {digest: entry for digest, entry in fresh.items() if entry.status is Status.OK}
         objective.store.record(None, prop.key, values, name=label, unit=prop.unit, cost=prop.cost)
         trials.append(Trial(label, prop, [*found.values(), *fresh.values()]))

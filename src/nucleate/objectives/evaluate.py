@@ -21,12 +21,11 @@ from nucleate.protocols import (
     Scores,
     Status,
 )
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.store.experience import Evaluation
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-
-    from nucleate.store.cache import EvaluationCache
 
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
 _PART = {CostClass.RELAXATION: 256, CostClass.DFT: 1}
@@ -105,7 +104,6 @@ def evaluate(
     digests: Sequence[str],
     structures: Sequence[Structure],
     cache: EvaluationCache | None = None,
-    key: str | None = None,
     shared: Measurements | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluations by digest: what the cache knows, and what is computed now and kept there.
@@ -117,11 +115,10 @@ def evaluate(
 
     Args:
         prop: the property.
-        digests: B content hashes, all different.
+        digests: B names of the crystals, all different.
         structures: B crystals.
         cache: of the project; None to compute all. It is not asked for properties of the class
             ``composition``, which are computed faster than they are looked up.
-        key: what the cache keeps the values under; that of the property by default.
         shared: what other properties of these crystals are read from, and may have measured.
 
     Raises:
@@ -130,7 +127,6 @@ def evaluate(
     """
     if prop.cost is CostClass.COMPOSITION:
         cache = None
-    key = prop.key if key is None else key
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
     size = _PART.get(prop.cost, len(digests)) or 1
@@ -140,12 +136,14 @@ def evaluate(
         asked = dict(
             zip(digests[start : start + size], structures[start : start + size], strict=True)
         )
-        known = {} if cache is None else cache.lookup(asked, key)
+        names = {} if cache is None else {d: crystal_digest(s) for d, s in asked.items()}
+        kept = {} if cache is None else cache.lookup(names.values(), prop.key)
+        known = {digest: kept[name] for digest, name in names.items() if name in kept}
         found |= known
         missing = {digest: s for digest, s in asked.items() if digest not in known}
         for part in _computed(prop, missing, errors, shared) if missing else ():
             if cache is not None:
-                cache.keep(key, part)
+                cache.keep(prop.key, {names[digest]: entry for digest, entry in part.items()})
             found |= part
     if len(errors) == len(digests) >= _HOPELESS:
         raise NucleateError(

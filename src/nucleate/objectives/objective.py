@@ -235,7 +235,8 @@ class Objective:
         cache: what other runs have computed; none by default.
         filters: what a crystal has to be; they have no part in the score.
         crystals: what was done to the crystals of these digests before they are handed in, such
-            as a relaxation; part of the keys that values are stored under.
+            as a relaxation; part of the keys that the store has values under, since the digests
+            are those of the crystals as drawn.
 
     Example:
         >>> objective = Objective([Term(Density(), Linear(type="linear", low=1, high=20))])
@@ -335,7 +336,7 @@ class Objective:
         )
 
     def key(self, prop: Property) -> str:
-        """What values of a property are stored under."""
+        """What the store has the values of a property under."""
         return f"{prop.key}/{self.crystals}" if self.crystals else prop.key
 
     def evaluations_spent(self) -> int:
@@ -473,9 +474,7 @@ class Objective:
                     del passed[digest]
         if not passed:
             return {}
-        return evaluate(
-            prop, list(passed), list(passed.values()), self.cache, self.key(prop), shared
-        )
+        return evaluate(prop, list(passed), list(passed.values()), self.cache, shared)
 
     def _refusal(self, name: str, value: float) -> str:
         """Why a filter refuses this value of a property; empty if none does."""
