@@ -19,6 +19,7 @@ from nucleate.objectives.objective import Objective
 from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.recipe import Recipe
 from nucleate.store.rundir import RunDirectory
+from nucleate.structures.elements import SYMBOLS
 from nucleate.structures.formulas import FormulaIndex
 from tiny import condition, tiny_policy
 
@@ -201,6 +202,23 @@ def test_a_prior_of_its_own_is_neither_base_nor_start(model, tmp_path, potential
     save_policy(tiny_policy(5), prior)
     with pytest.raises(CheckpointError, match=r"the prior .* is not the one"):
         design.resume(path)
+
+
+def test_files_that_settings_name_are_found_from_anywhere(model, tmp_path, monkeypatch):
+    beside = tmp_path / "recipes"
+    beside.mkdir()
+    prices = "element,usd_per_kg\n" + "".join(f"{s},{n}\n" for n, s in enumerate(SYMBOLS, 1))
+    (beside / "prices.csv").write_text(prices)
+    term = {"property": "price", "settings": {"table": "prices.csv"}}
+    term["shaping"] = {"type": "linear", "low": 0, "high": 100}
+    written = recipe(model, tmp_path / "runs", objective={"terms": [term]})
+    (beside / "mine.yaml").write_text(json.dumps(written.model_dump(mode="json")))
+    monkeypatch.chdir(tmp_path)
+    path = design.tune("recipes/mine.yaml", overrides=["budget.steps=1"])
+    recorded = json.loads((path / "manifest.json").read_text())["recipe"]["objective"]["terms"][0]
+    assert recorded["settings"] == {"table": str(beside / "prices.csv")}
+    monkeypatch.chdir("/")
+    assert design.resume(path) == path
 
 
 def test_nothing_that_the_run_has_computed_is_computed_again(

@@ -51,7 +51,14 @@ from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
 from nucleate.protocols import Potential
-from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
+from nucleate.recipe import (
+    STABILITY,
+    Recipe,
+    check_bonus,
+    check_limits,
+    load_recipe,
+    with_absolute_paths,
+)
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
 from nucleate.screen.screen import Screen
@@ -317,6 +324,7 @@ def _checked(recipe: Recipe) -> Recipe:
 
     What can't work is refused here, before a folder is made.
     """
+    recipe = with_absolute_paths(recipe, f"recipe {recipe.name!r}")
     find_device(recipe.device)
     check_bonus(recipe)
     check_limits(recipe)

@@ -425,20 +425,38 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         )
     recipe = load_settings(Recipe, text, source, overrides)
     check_properties(recipe.objective, source, base=path.parent)
-    return _with_absolute_paths(recipe, source, base=path.parent)
+    return with_absolute_paths(recipe, source, base=path.parent)
 
 
-def _with_absolute_paths(recipe: Recipe, source: str, base: Path) -> Recipe:
-    """The recipe with ``path.py:function`` properties spelt out, so that a run can be resumed."""
+def with_absolute_paths(recipe: Recipe, source: str, base: Path = Path()) -> Recipe:
+    """The recipe with files of functions and paths in settings spelt out, for use from anywhere.
+
+    Args:
+        recipe: the recipe.
+        source: name of the file, for messages.
+        base: folder that a path is relative to beside the working directory.
+
+    Raises:
+        RecipeError: there is no file of a function.
+    """
     from nucleate import plugins
 
     def spelt_out(entry: PropertySettings) -> dict[str, Any]:
-        if not plugins.is_custom(entry.property):
-            return {}
-        path, function = plugins.custom_path(entry.property, base, source)
-        return {"property": f"{path}:{function}"}
+        changed: dict[str, Any] = {
+            "settings": plugins.absolute_settings(entry.property, entry.settings, base)
+        }
+        if plugins.is_custom(entry.property):
+            path, function = plugins.custom_path(entry.property, base, source)
+            changed["property"] = f"{path}:{function}"
+        return changed
 
-    return recipe.model_copy(update={"objective": recipe.objective.updated(spelt_out)})
+    potential = plugins.absolute_potential(recipe.screen.potential, base)
+    return recipe.model_copy(
+        update={
+            "objective": recipe.objective.updated(spelt_out),
+            "screen": recipe.screen.model_copy(update={"potential": potential}),
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ accuracy and ranges of validity: docs/predictors.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from nucleate.predictors.checkpoint import SHIPPED
 from nucleate.properties.predicted import Joint, JointPredictors, Predicted, described
 from nucleate.properties.shared import scores_of
 from nucleate.protocols import CostClass, Measurements, Scores
@@ -86,6 +87,10 @@ class FigureOfMerit:
     name = "figure_of_merit"
     unit = "eV"
     cost = CostClass.MODEL
+    paths: ClassVar[Mapping[str, Container[str]]] = {
+        "band_gap": SHIPPED,
+        "dielectric_total": SHIPPED,
+    }
 
     def __init__(
         self,

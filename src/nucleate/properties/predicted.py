@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from nucleate.execution.chunks import Pool, spread
-from nucleate.predictors.checkpoint import load_predictor
+from nucleate.predictors.checkpoint import SHIPPED, load_predictor
 from nucleate.predictors.features import CrystalFeatures, frozen_chgnet
 from nucleate.predictors.predictor import Prediction, Predictor
 from nucleate.properties.shared import Shared, scores_of
@@ -90,6 +90,7 @@ class Predicted:
     """
 
     cost = CostClass.MODEL
+    paths: ClassVar[Mapping[str, Container[str]]] = {"predictor": SHIPPED}
 
     def __init__(self, predictor: str | Path, pool: Pool | None = None) -> None:
         self._predictors = JointPredictors([predictor], pool)

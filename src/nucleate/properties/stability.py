@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from nucleate.errors import NucleateError, RecipeError
 from nucleate.physics.hull import DEFAULT_HULL, Hull
+from nucleate.physics.hull_card import SHIPPED
 from nucleate.properties.shared import Shared
 from nucleate.protocols import (
     CostClass,
@@ -62,6 +63,7 @@ class EnergyAboveHull:
 
     name = "e_above_hull"
     unit = "eV/atom"
+    paths: ClassVar[Mapping[str, Container[str]]] = {"hull": SHIPPED}
 
     def __init__(
         self,
