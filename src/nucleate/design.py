@@ -29,7 +29,7 @@ from nucleate.errors import CheckpointError, InputError, MissingDependencyError,
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
-from nucleate.evaluation.outcome import compare_outcomes, outcome, write_front
+from nucleate.evaluation.outcome import compare_outcomes, outcome, rewarded, write_front
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
@@ -626,5 +626,8 @@ def _judge_both(
             objective, outcomes["base"], outcomes["tuned"], tables
         )
     comparison.write_comparison(compared, folder)
-    write_best(select_best(evaluations["tuned"], recipe.output.best), run.path / CRYSTALS_FOLDER)
+    asks = recipe.screen.stage(StableStage) is not None or STABILITY in objective.properties
+    sets = rewarded(objective, judges[0], evaluations["tuned"], outcomes["tuned"])
+    best = select_best(sets, recipe.output.best, stable=asks)
+    write_best(best, run.path / CRYSTALS_FOLDER)
     say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")

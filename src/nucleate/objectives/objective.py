@@ -343,6 +343,10 @@ class Objective:
         """Evaluations of the costliest property so far."""
         return self.store.evaluations_spent(self.costliest)
 
+    def reward(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(B,) rewards of crystals with these values, by label; NaN where one is missing."""
+        return self._combined(np.stack([term.shaping(values[term.label]) for term in self.terms]))
+
     def front(self) -> ParetoFront:
         """The Pareto front of all crystals of the store that a step has sampled, by digest."""
         front = ParetoFront([term.shaping.range for term in self.terms])
