@@ -114,3 +114,11 @@ def test_an_objective_is_explained(recipe: Path) -> None:
     ]
     assert parts[1].wanted == "clip: low 0, high 5, minimise"
     assert ["mp2021" in part.missing for part in parts] == [False, True, False]
+
+
+def test_an_entry_is_shown_by_its_name_and_its_property(recipe: Path) -> None:
+    parts = checking.explain_objective(recipe, ["objective.terms.0.name=stability"])
+    assert [(p.name, p.property) for p in parts][1:] == [
+        ("stability", "e_above_hull"),
+        ("half", "half.py:half"),
+    ]

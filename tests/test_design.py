@@ -19,6 +19,7 @@ from nucleate.objectives.objective import Objective
 from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.recipe import Recipe
 from nucleate.store.rundir import RunDirectory
+from nucleate.structures.elements import SYMBOLS
 from nucleate.structures.formulas import FormulaIndex
 from tiny import condition, tiny_policy
 
@@ -203,6 +204,23 @@ def test_a_prior_of_its_own_is_neither_base_nor_start(model, tmp_path, potential
         design.resume(path)
 
 
+def test_files_that_settings_name_are_found_from_anywhere(model, tmp_path, monkeypatch):
+    beside = tmp_path / "recipes"
+    beside.mkdir()
+    prices = "element,usd_per_kg\n" + "".join(f"{s},{n}\n" for n, s in enumerate(SYMBOLS, 1))
+    (beside / "prices.csv").write_text(prices)
+    term = {"property": "price", "settings": {"table": "prices.csv"}}
+    term["shaping"] = {"type": "linear", "low": 0, "high": 100}
+    written = recipe(model, tmp_path / "runs", objective={"terms": [term]})
+    (beside / "mine.yaml").write_text(json.dumps(written.model_dump(mode="json")))
+    monkeypatch.chdir(tmp_path)
+    path = design.tune("recipes/mine.yaml", overrides=["budget.steps=1"])
+    recorded = json.loads((path / "manifest.json").read_text())["recipe"]["objective"]["terms"][0]
+    assert recorded["settings"] == {"table": str(beside / "prices.csv")}
+    monkeypatch.chdir("/")
+    assert design.resume(path) == path
+
+
 def test_nothing_that_the_run_has_computed_is_computed_again(
     model, tmp_path, potential, monkeypatch
 ):
@@ -260,7 +278,7 @@ def test_the_judge_relaxes_as_the_evaluation_says_whatever_the_objective_does(
 def test_the_best_crystals_are_those_of_all_seeds(model, tmp_path, potential, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        design, "select_best", lambda sets, limit: seen.append(sets) or select_best(sets, limit)
+        design, "select_best", lambda sets, *a, **k: seen.append(sets) or select_best(sets, *a, **k)
     )
     sections = STABLE | {
         "evaluation": STABLE["evaluation"] | {"seeds": [3, 4]},
@@ -270,6 +288,26 @@ def test_the_best_crystals_are_those_of_all_seeds(model, tmp_path, potential, mo
     assert [e.name for e in seen[0]] == ["tuned-3", "tuned-4"]
     table = pd.read_csv(path / "crystals" / "crystals.csv", keep_default_na=False)
     assert set(table["set"]) == {"tuned-3", "tuned-4"}
+    # the objective asks for the judge's own energies: nothing more is needed for rewards
+    (term,) = recipe(model, tmp_path, **sections).objective.terms
+    np.testing.assert_allclose(table["reward"], term.shaping(table["e_above_hull"].to_numpy()))
+    assert table["rank"].tolist() == list(range(1, len(table) + 1))
+
+
+def test_the_best_crystals_are_those_of_the_highest_reward(model, tmp_path, potential):
+    sections = STABLE | {"evaluation": STABLE["evaluation"] | {"objective_samples": 8}}
+    term = {"property": "density", "shaping": {"type": "linear", "low": 0.0, "high": 20.0}}
+    sections |= {"objective": {"terms": [term]}, "algorithm": {"novelty_bonus": 0}}
+    path = design.tune(recipe(model, tmp_path, **sections))
+    table = pd.read_csv(path / "crystals" / "crystals.csv", keep_default_na=False)
+    said = pd.read_csv(path / "evaluation" / "objective-tuned-0.csv", keep_default_na=False)
+    known = said[said["status"] == "ok"]["reward"].sort_values(ascending=False)
+    assert len(table) >= 2 and set(table["reward"]) <= set(known)
+    for _, rows in table.groupby("novel"):  # here nothing is asked of a crystal but to be new
+        assert rows["reward"].is_monotonic_decreasing
+    assert table["novel"].astype(str).tolist() == sorted(table["novel"].astype(str), reverse=True)
+    text = (path / "crystals" / table["cif"][0]).read_text()
+    assert text.startswith(f"# rank 1, reward {table['reward'][0]:.6g}")
 
 
 def test_a_run_goes_on_only_with_the_properties_it_began_with(

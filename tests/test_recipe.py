@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from nucleate.config import Settings, dotted
 from nucleate.errors import InputError, RecipeError
@@ -23,6 +25,7 @@ from nucleate.recipe import (
     check_limits,
     describe,
     load_recipe,
+    with_absolute_paths,
 )
 
 RECIPES = built_in_recipes()
@@ -157,6 +160,81 @@ def test_a_bonus_that_nothing_can_earn_is_refused(
     else:
         with pytest.raises(RecipeError, match=r"novelty_bonus.*\n.*e_above_hull.*\n.*to 0"):
             check_bonus(recipe)
+
+
+def test_paths_in_settings_are_those_of_the_working_directory_or_beside_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder, files in ((beside, ("film.cif", "both", "my.hull")), (here, ("both", "mp2020"))):
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+    shaping = {"type": "linear", "low": 0, "high": 1}
+    potential = {"name": "mace", "weights": "both", "python": "python3"}
+    settings = [
+        (
+            "coincident_area",
+            {"substrate": "film.cif(1-10)"},
+            {"substrate": "{beside}/film.cif(1-10)"},
+        ),
+        ("coincident_area", {"substrate": "Si(100)"}, {"substrate": "Si(100)"}),
+        ("predicted", {"predictor": "both"}, {"predictor": "{here}/both"}),
+        ("figure_of_merit", {"band_gap": "band_gap"}, {"band_gap": "band_gap"}),
+        ("e_above_hull", {"hull": "my.hull"}, {"hull": "{beside}/my.hull"}),
+        ("formation_energy", {"hull": "mp2020"}, {"hull": "mp2020"}),  # a name that ships
+        ("price", {"table": "nowhere.csv"}, {"table": "nowhere.csv"}),  # for the property to say
+        (
+            "bulk_modulus",
+            {"potential": potential},
+            {"potential": potential | {"weights": "{here}/both"}},
+        ),
+    ]
+    terms = [
+        {"property": prop, "name": f"term_{i}", "settings": given, "shaping": shaping}
+        for i, (prop, given, _) in enumerate(settings)
+    ]
+    (beside / "mine.yaml").write_text(
+        yaml.safe_dump({"objective": {"terms": terms}, "algorithm": {"novelty_bonus": 0}})
+    )
+    monkeypatch.chdir(here)
+    recipe = load_recipe("../beside/mine.yaml")
+    found = [entry.settings for entry in recipe.objective.terms]
+    wanted = json.dumps([entry[2] for entry in settings])
+    for name, folder in (("{here}", here), ("{beside}", beside)):
+        wanted = wanted.replace(name, str(folder))
+    assert found == json.loads(wanted)
+    monkeypatch.chdir("/")
+    assert with_absolute_paths(recipe, "mine.yaml") == recipe
+
+
+def two_hulls(*names: str | None) -> dict[str, Any]:
+    shaping = {"type": "linear", "low": 0, "high": 1}
+    settings = [{"hull": "mp2020"}, {"hull": "chgnet"}]
+    entries = [
+        {"property": "e_above_hull", "name": name, "settings": s, "shaping": shaping}
+        for name, s in zip(names, settings, strict=True)
+    ]
+    limits = {entry["name"]: 5 for entry in entries if entry["name"]}
+    return {"objective": {"terms": entries}, "budget": {"steps": 1, "limits": limits}}
+
+
+def test_two_settings_of_one_property_need_two_names() -> None:
+    recipe = Recipe.model_validate(two_hulls(None, "by_chgnet"))
+    assert [entry.label for entry in recipe.objective.properties] == ["e_above_hull", "by_chgnet"]
+    check_limits(recipe)
+    check_bonus(recipe)  # what is called e_above_hull says which crystals are stable
+    with pytest.raises(RecipeError, match="called e_above_hull"):
+        check_bonus(Recipe.model_validate(two_hulls("by_mp2020", "by_chgnet")))
+    for names, said in (
+        ((None, None), "twice with different settings.*name: e_above_hull_2"),
+        (("a", "a"), "twice with different settings"),
+        ((None, "step"), "'step' is a column of every table"),
+        ((None, "valid"), "'valid' in the objective is that of a stage"),
+        ((None, "a b"), "pattern"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Recipe.model_validate(two_hulls(*names))
 
 
 def test_a_limit_is_on_a_cost_class_or_a_property_of_the_objective() -> None:

@@ -29,7 +29,7 @@ from nucleate.errors import CheckpointError, InputError, MissingDependencyError,
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
-from nucleate.evaluation.outcome import compare_outcomes, outcome, write_front
+from nucleate.evaluation.outcome import compare_outcomes, outcome, rewarded, write_front
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
@@ -51,7 +51,14 @@ from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
 from nucleate.protocols import Potential
-from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
+from nucleate.recipe import (
+    STABILITY,
+    Recipe,
+    check_bonus,
+    check_limits,
+    load_recipe,
+    with_absolute_paths,
+)
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
 from nucleate.screen.screen import Screen
@@ -317,6 +324,7 @@ def _checked(recipe: Recipe) -> Recipe:
 
     What can't work is refused here, before a folder is made.
     """
+    recipe = with_absolute_paths(recipe, f"recipe {recipe.name!r}")
     find_device(recipe.device)
     check_bonus(recipe)
     check_limits(recipe)
@@ -551,7 +559,8 @@ def _judges(
     Whether it relaxes is a setting of its own.
     """
     settings = recipe.evaluation
-    measured = [*objective.properties.values(), screen.judge]
+    named = objective.properties.get(STABILITY)
+    measured = [named, *objective.properties.values(), screen.judge]
     asked = next((p for p in measured if isinstance(p, EnergyAboveHull)), None)
     hulls: list[Hull | str] = [asked.hull if asked else DEFAULT_HULL, *settings.hulls]
     judges = [
@@ -617,5 +626,8 @@ def _judge_both(
             objective, outcomes["base"], outcomes["tuned"], tables
         )
     comparison.write_comparison(compared, folder)
-    write_best(select_best(evaluations["tuned"], recipe.output.best), run.path / CRYSTALS_FOLDER)
+    asks = recipe.screen.stage(StableStage) is not None or STABILITY in objective.properties
+    sets = rewarded(objective, judges[0], evaluations["tuned"], outcomes["tuned"])
+    best = select_best(sets, recipe.output.best, stable=asks)
+    write_best(best, run.path / CRYSTALS_FOLDER)
     say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -240,6 +242,62 @@ def custom_path(name: str, base: Path, where: str) -> tuple[Path, str]:
         f"It was looked for in {Path.cwd()} and {base.resolve()}.",
         "Write the property as path/to/file.py:function.",
     )
+
+
+def absolute_settings(name: str, settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Settings of a property with the paths among them spelt out.
+
+    A property says in ``paths`` which of its settings name files, and which names are none. What is
+    found neither in the working directory nor in ``base`` is left for the property to refuse.
+
+    Args:
+        name: of the property, or ``path.py:function``.
+        settings: its settings.
+        base: folder that a path is relative to beside the working directory.
+    """
+    given = dict(settings)
+    if is_custom(name):
+        return given | _interpreter(given, base)
+    for key, known in getattr(load(PROPERTIES, name), "paths", {}).items():
+        if isinstance(given.get(key), str):
+            given[key] = _absolute(given[key], base, known)
+    if "potential" in given:
+        given["potential"] = absolute_potential(given["potential"], base)
+    return given
+
+
+def absolute_potential(spec: Any, base: Path) -> Any:
+    """The same for a potential: its ``weights``, ``calculator`` and ``python``."""
+    if not isinstance(spec, Mapping):
+        return spec
+    given = dict(spec) | _interpreter(spec, base)
+    if isinstance(given.get("weights"), str):
+        given["weights"] = _absolute(given["weights"], base)
+    if is_custom(str(given.get("calculator"))):
+        path, _, function = given["calculator"].rpartition(":")
+        given["calculator"] = f"{_absolute(path, base)}:{function}"
+    return given
+
+
+def _interpreter(settings: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The setting ``python``, if it is a path and no command."""
+    python = settings.get("python")
+    is_path = isinstance(python, str) and os.sep in python
+    return {"python": _absolute(str(python), base)} if is_path else {}
+
+
+def _absolute(text: str, base: Path, known: Container[str] = ()) -> str:
+    """An absolute path with its links, and with the facet that may follow: "film.cif(100)"."""
+    split = re.fullmatch(r"(.*?)(\([-\d, ]+\))?", text, re.DOTALL)
+    assert split is not None
+    for stem, facet in ((text, ""), (split[1], split[2] or "")):
+        if stem in known:
+            return text
+        path = Path(stem).expanduser()
+        for candidate in (path, base / path):
+            if candidate.exists():
+                return os.path.abspath(candidate) + facet  # noqa: PTH100  links are kept
+    return text
 
 
 def _kind(group: str) -> str:

@@ -8,7 +8,7 @@ in, and a failure is an entry with a status and a reason, never a dropped row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -95,6 +95,40 @@ class Property(Protocol):
 
     def evaluate(self, structures: Sequence[Structure]) -> Scores:
         """Values of B crystals, order kept; failures are entries with a status."""
+        ...
+
+
+class Measurements(Protocol):
+    """What was measured of a batch of crystals, for all properties that are read from it."""
+
+    def get(
+        self,
+        key: str,
+        structures: Sequence[Any],
+        measure: Callable[[list[Any]], Sequence[Any]],
+    ) -> list[Any]:
+        """Results of B crystals, order kept: those known by this key, and those measured now."""
+        ...
+
+
+@runtime_checkable
+class MeasuredProperty(Property, Protocol):
+    """A property that is read from a measurement which others are read from too, such as energies.
+
+    ``measurement`` is its key: potential, weights and settings, but nothing of the reading.
+    Properties of one measurement are evaluated one after another, and what the first measures of
+    a batch the others find in ``shared``.
+    """
+
+    @property
+    def measurement(self) -> str:
+        """Key of the measurement."""
+        ...
+
+    def evaluate(
+        self, structures: Sequence[Structure], shared: Measurements | None = None
+    ) -> Scores:
+        """As of any property; asks ``shared``, if there is one, for the measurement."""
         ...
 
 

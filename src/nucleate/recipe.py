@@ -368,6 +368,17 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        stages = {stage.type for stage in self.screen.stages}
+        for entry in self.objective.properties:
+            if entry.name in stages:
+                raise ValueError(
+                    f"the name {entry.name!r} in the objective is that of a stage of the screen: "
+                    "choose another"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _minibatch_fits(self) -> Self:
         minibatch = self.algorithm.minibatch
         stated = "minibatch" in self.algorithm.model_fields_set  # the default is cut to the batch
@@ -414,20 +425,38 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         )
     recipe = load_settings(Recipe, text, source, overrides)
     check_properties(recipe.objective, source, base=path.parent)
-    return _with_absolute_paths(recipe, source, base=path.parent)
+    return with_absolute_paths(recipe, source, base=path.parent)
 
 
-def _with_absolute_paths(recipe: Recipe, source: str, base: Path) -> Recipe:
-    """The recipe with ``path.py:function`` properties spelt out, so that a run can be resumed."""
+def with_absolute_paths(recipe: Recipe, source: str, base: Path = Path()) -> Recipe:
+    """The recipe with files of functions and paths in settings spelt out, for use from anywhere.
+
+    Args:
+        recipe: the recipe.
+        source: name of the file, for messages.
+        base: folder that a path is relative to beside the working directory.
+
+    Raises:
+        RecipeError: there is no file of a function.
+    """
     from nucleate import plugins
 
     def spelt_out(entry: PropertySettings) -> dict[str, Any]:
-        if not plugins.is_custom(entry.property):
-            return {}
-        path, function = plugins.custom_path(entry.property, base, source)
-        return {"property": f"{path}:{function}"}
+        changed: dict[str, Any] = {
+            "settings": plugins.absolute_settings(entry.property, entry.settings, base)
+        }
+        if plugins.is_custom(entry.property):
+            path, function = plugins.custom_path(entry.property, base, source)
+            changed["property"] = f"{path}:{function}"
+        return changed
 
-    return recipe.model_copy(update={"objective": recipe.objective.updated(spelt_out)})
+    potential = plugins.absolute_potential(recipe.screen.potential, base)
+    return recipe.model_copy(
+        update={
+            "objective": recipe.objective.updated(spelt_out),
+            "screen": recipe.screen.model_copy(update={"potential": potential}),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -516,13 +545,13 @@ def check_bonus(recipe: Recipe) -> None:
         RecipeError: there is one, and nothing says which crystals are stable.
     """
     bonus = recipe.algorithm.novelty_bonus
-    named = [{entry.property, entry.settings.get("name")} for entry in recipe.objective.properties]
+    named = {entry.label for entry in recipe.objective.properties}
     screened = recipe.screen.stage(StableStage) is not None
-    if bonus and not screened and not any(STABILITY in names for names in named):
+    if bonus and not screened and STABILITY not in named:
         raise RecipeError(
             f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
-            f"It is for stable crystals, and the objective has no term or filter {STABILITY} and "
-            "the screen no stage stable.",
+            "It is for stable crystals, and the objective has no term or filter called "
+            f"{STABILITY} and the screen no stage stable.",
             f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
         )
 
@@ -536,10 +565,8 @@ def check_limits(recipe: Recipe) -> None:
     asking = (RelaxedStage, StableStage)
     known = {cost.value for cost in CostClass}
     known |= {stage.type for stage in recipe.screen.stages if isinstance(stage, asking)}
-    for entry in recipe.objective.properties:
-        function = entry.property.rpartition(":")[2]
-        known |= {entry.property, str(entry.settings.get("name", function))}
-    if any(entry.property == "predicted" for entry in recipe.objective.properties):
+    known |= {entry.label for entry in recipe.objective.properties}
+    if any(e.property == "predicted" and e.name is None for e in recipe.objective.properties):
         return  # goes by the predictor's name
     for name in recipe.budget.limits:
         if name not in known:

@@ -9,26 +9,21 @@ Every crystal that is found gets a row, whether it could be scored or not::
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nucleate import plugins
 from nucleate.errors import InputError
 from nucleate.objectives.evaluate import evaluate, make_property, potential_of_workers
 from nucleate.protocols import Property, Status
-from nucleate.store.cache import EvaluationCache
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.store.experience import Evaluation
 from nucleate.structures.io import Record, read, source_files
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 CHUNK = 500
 COLUMNS = ("source", "id", "formula", "unit", "status", "reason")
@@ -154,7 +149,7 @@ def _score_chunk(
     prop: Property, records: Sequence[Record], cache: EvaluationCache | None
 ) -> list[dict[str, Any]]:
     crystals = {
-        structure_digest(record.structure): record.structure
+        crystal_digest(record.structure): record.structure
         for record in records
         if record.structure is not None
     }
@@ -171,16 +166,10 @@ def _score_chunk(
         found = Evaluation(math.nan, Status.INVALID, record.reason)
         if record.structure is not None:
             row["formula"] = record.structure.composition.reduced_formula
-            found = evaluations[structure_digest(record.structure)]
+            found = evaluations[crystal_digest(record.structure)]
         row |= {prop.name: found.value, "unit": prop.unit}
         row |= {"status": str(found.status), "reason": found.reason}
         if record.structure is not None:
             row |= {name: found.extra.get(name, math.nan) for name in columns}
         rows.append(row)
     return rows
-
-
-def structure_digest(structure: Structure) -> str:
-    """Hash of all that a property may read of a structure: cell, sites, and their properties."""
-    text = json.dumps(structure.as_dict(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

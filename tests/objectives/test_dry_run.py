@@ -43,7 +43,7 @@ def test_every_property_is_tried_whatever_the_filters_say_and_nobody_is_charged(
     refusing = Filter(filtering, FilterSettings(property="filtering", min=99))
     objective = Objective([Term(prop, UNIT)], filters=[refusing])
     trials = dry_run(objective, CRYSTALS, list("abcd"))
-    assert [(trial.prop.name, trial.ok) for trial in trials] == [
+    assert [(trial.label, trial.ok) for trial in trials] == [
         ("filtering", 4),
         ("wanted", 4),
     ]

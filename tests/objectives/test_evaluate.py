@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import InputError, NucleateError
 from nucleate.execution.meter import current_meter
@@ -16,7 +17,7 @@ from nucleate.objectives.evaluate import _PART, evaluate
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Linear
 from nucleate.protocols import CostClass, Scores, Status
-from nucleate.store.cache import EvaluationCache
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.store.experience import Evaluation, ExperienceStore
 
 UNIT = Linear(type="linear", low=0, high=1)
@@ -24,6 +25,14 @@ UNIT = Linear(type="linear", low=0, high=1)
 
 def scores(values: Sequence[float]) -> Scores:
     return Scores(np.array(values, dtype=float), [Status.OK] * len(values), [""] * len(values))
+
+
+def crystal(number: float) -> Structure:
+    return Structure(Lattice.cubic(3 + number), ["Cu"], [[0, 0, 0]])
+
+
+def number(structure: Any) -> float:
+    return round(structure.lattice.a - 3, 6) if isinstance(structure, Structure) else structure
 
 
 class Costly:
@@ -36,10 +45,11 @@ class Costly:
         self.calls: list[list[float]] = []
 
     def evaluate(self, structures: Sequence[Any]) -> Scores:
-        self.calls.append(list(structures))
-        if self.dies_at & set(structures):
+        numbers = list(map(number, structures))
+        self.calls.append(numbers)
+        if self.dies_at & set(numbers):
             raise KeyboardInterrupt
-        return scores(structures)
+        return scores(numbers)
 
 
 class Streamed(Costly):
@@ -67,9 +77,10 @@ def test_a_crash_costs_what_was_under_way(kind, cost, first, again, monkeypatch)
     monkeypatch.setitem(_PART, CostClass.RELAXATION, 64)
     with EvaluationCache(":memory:") as cache:
         dying, whole, resumed = kind(cost, dies_at=[70]), kind(cost), kind(cost)
+        crystals = list(map(crystal, range(150)))
         with pytest.raises(KeyboardInterrupt):
-            evaluate(dying, named(150), range(150), cache)
-        found = evaluate(resumed, named(150), range(150), cache)
+            evaluate(dying, named(150), crystals, cache)
+        found = evaluate(resumed, named(150), crystals, cache)
         assert [len(call) for call in dying.calls] == first
         assert [len(call) for call in resumed.calls] == again
         # in the company that an uninterrupted run computes it in
@@ -81,8 +92,8 @@ def test_a_crash_costs_what_was_under_way(kind, cost, first, again, monkeypatch)
 
 def test_what_costs_microseconds_is_not_looked_up() -> None:
     with EvaluationCache(":memory:") as cache:
-        evaluate(Costly(CostClass.COMPOSITION), ["a"], [1.0], cache)
-        assert cache.lookup(["a"], "costly/1") == {}
+        evaluate(Costly(CostClass.COMPOSITION), ["a"], [crystal(1)], cache)
+        assert cache.lookup([crystal_digest(crystal(1))], "costly/1") == {}
 
 
 def test_what_a_property_leaves_out_is_asked_for_alone_and_fails_alone() -> None:
@@ -144,12 +155,17 @@ def test_a_run_takes_the_same_course_whatever_others_have_computed(
     path = tmp_path / "evaluations.sqlite"
     if known:
         with EvaluationCache(path, "another run") as cache:
-            cache.keep("costly/1", {d: Evaluation(float(d) / 5, seconds=9.0) for d in "012"})
+            known = {
+                crystal_digest(crystal(i / 5)): Evaluation(i / 5, seconds=9.0) for i in range(3)
+            }
+            cache.keep("costly/1", known)
     prop = Costly(CostClass.DFT)
     with EvaluationCache(path, "this run") as cache, ExperienceStore(":memory:") as store:
         objective = Objective([Term(prop, UNIT)], store=store, cache=cache)
         for step, digests in enumerate(("0123", "2345")):
-            result = objective.score([float(d) / 5 for d in digests], list(digests), step=step)
+            result = objective.score(
+                [crystal(float(d) / 5) for d in digests], list(digests), step=step
+            )
             np.testing.assert_array_equal(result.reward, [float(d) / 5 for d in digests])
             assert result.spent == {"costly": (4, 2)[step]}
         (spending,) = store.spending()

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import NucleateError, RecipeError
 from nucleate.objectives.objective import Filter, Objective, Term
 from nucleate.objectives.settings import FilterSettings
 from nucleate.objectives.shaping import Clip, Linear, Sigmoid
-from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.protocols import CostClass, Measurements, Property, Scores, Status
 from nucleate.recipe import load_recipe
 from nucleate.store.experience import ExperienceStore
 
@@ -273,7 +274,7 @@ def test_costly_properties_see_only_what_cheaper_filters_let_pass(batches: list[
     assert sorted(cheap.seen) == sorted(distinct)
     assert sorted(model.seen) == sorted(distinct - {0.0, 0.2})
     assert sorted(costly.seen) == sorted(distinct - {0.0, 0.2, 1.0})
-    assert objective.costliest is costly
+    assert objective.properties[objective.costliest] is costly
     assert objective.evaluations_spent() == len(distinct - {0.0, 0.2, 1.0})
     objective.close()
 
@@ -330,6 +331,40 @@ def test_one_property_in_two_terms_is_evaluated_once() -> None:
     assert result.reward[0] == 0.5
 
 
+class Length:
+    """A multiple of the first lattice parameter, which all of them are read from."""
+
+    unit, cost, measurement = "Å", CostClass.MODEL, "length/1"
+
+    def __init__(self, factor: float, asked: list[list[float]]) -> None:
+        self.factor, self.asked = factor, asked
+        self.name = self.key = f"length{factor}"
+
+    def evaluate(self, structures: Sequence[Any], shared: Measurements | None = None) -> Scores:
+        assert shared is not None
+        found = np.array(shared.get(self.measurement, structures, self._measure))
+        return Scores(self.factor * found, [Status.OK] * len(found), [""] * len(found))
+
+    def _measure(self, structures: list[Structure]) -> list[float]:
+        self.asked.append([s.lattice.a for s in structures])
+        return self.asked[-1]
+
+
+def test_what_properties_are_read_from_is_measured_once_for_a_batch() -> None:
+    """By the first of them, whatever the timing, and whatever a filter between them says."""
+    batch = [Structure(Lattice.cubic(a), ["Cu"], [[0, 0, 0]]) for a in (2.0, 3.0, 4.0)]
+    asked: list[list[float]] = []
+    small = Filter(Length(2, asked), FilterSettings(property="length2", max=6.5))
+    objective = Objective([Term(Length(k, asked), UNIT) for k in (3, 4)], filters=[small])
+    first = objective.submit(batch[:2], list("ab"), step=0)
+    second = objective.submit(batch[1:], list("bc"), step=1)
+    np.testing.assert_array_equal(first.result().scores["length4"].value, [8, 12])
+    np.testing.assert_array_equal(second.result().scores["length3"].value, [9, np.nan])
+    assert asked == [[2.0, 3.0], [4.0]]
+    assert first.result().spent == {"length2": 2, "length3": 2, "length4": 2}
+    objective.close()
+
+
 def test_senseless_objectives_are_refused() -> None:
     clip = Clip(type="clip", low=0, high=1, direction="minimise")
     with pytest.raises(RecipeError, match="0 and more"):
@@ -340,6 +375,43 @@ def test_senseless_objectives_are_refused() -> None:
     other.key = "table/2"
     with pytest.raises(RecipeError, match="Two different"):
         Objective([Term(Table(), UNIT), Term(other, UNIT)])
+
+
+class Scaled(Table):
+    """Settings that make another property of the same name."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.key = factor, f"table/{factor:g}"
+
+    def evaluate(self, structures: Sequence[Any]) -> Scores:
+        scores = super().evaluate(structures)
+        return Scores(self.factor * scores.value, scores.status, scores.reason)
+
+
+def test_one_property_with_two_settings_stands_under_two_names() -> None:
+    cold, hot = Scaled(1), Scaled(3)
+    wanted = FilterSettings(property="table", name="hot", max=2.5)
+    objective = Objective(
+        [Term(cold, UNIT), Term(hot, Linear(type="linear", low=0, high=3), name="hot")],
+        filters=[Filter(hot, wanted)],
+    )
+    result = objective.score([0.5, 1.0], ["a", "b"])
+    np.testing.assert_array_equal(result.scores["hot"].value, [1.5, 3.0])
+    np.testing.assert_array_equal(result.scores["table"].value, [0.5, np.nan])
+    assert result.reason == ["", "hot above 2.5: 3"]
+    np.testing.assert_allclose(result.reward, [0.5, 0.0])
+    assert result.spent == {"hot": 2, "table": 1} and set(result.shaped) == {"table", "hot"}
+    assert {s.name: s.evaluations for s in objective.store.spending()} == {"hot": 2, "table": 1}
+    # the key says nothing of the name, so what others have computed is found under any
+    assert set(objective.store.lookup(["a", "b"], "table/3")) == {"a", "b"}
+
+
+def test_a_label_is_one_property_and_a_property_one_label() -> None:
+    with pytest.raises(RecipeError, match=r"'hot' and 'hotter' are the same"):
+        Objective([Term(Scaled(3), UNIT, name="hot"), Term(Scaled(3), UNIT, name="hotter")])
+    with pytest.raises(RecipeError, match=r"called 'reward'"):
+        Objective([Term(Table("reward"), UNIT)])
 
 
 def test_from_recipe_with_a_file_and_a_built_in(tmp_path: Path) -> None:
@@ -355,11 +427,9 @@ def test_from_recipe_with_a_file_and_a_built_in(tmp_path: Path) -> None:
         "    - property: density\n"
         "      shaping: {type: linear, low: 0, high: 20}\n"
     )
-    from pymatgen.core import Lattice, Structure
-
     recipe = load_recipe(tmp_path / "mine.yaml")
     objective = Objective.from_settings(recipe.objective, base=tmp_path)
     structure = Structure(Lattice.cubic(3), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     result = objective.score([structure], ["a"])
     np.testing.assert_allclose(result.reward, (0.5 + structure.density / 20) / 2)
-    assert objective.costliest.name == "atoms"
+    assert objective.costliest == "atoms"

@@ -20,6 +20,7 @@ from nucleate.properties.mechanical import (
     VickersHardness,
     YoungModulus,
 )
+from nucleate.properties.shared import Shared
 from nucleate.protocols import CostClass, Property, Status
 
 ELASTIC = (BulkModulus, ShearModulus, YoungModulus, PughRatio, VickersHardness)
@@ -48,11 +49,11 @@ def test_properties_are_found_by_their_names() -> None:
 
 def test_one_tensor_serves_all() -> None:
     potential = Counting("-one-tensor")
-    counts = []
+    counts, shared = [], Shared()
     for make in ELASTIC:
         prop = make(potential=potential)
         assert isinstance(prop, Property) and prop.cost is CostClass.RELAXATION
-        scores = prop.evaluate([copper()])
+        scores = prop.evaluate([copper()], shared)
         assert scores.ok.all(), scores.reason
         counts.append(potential.asked)
     assert counts[0] > 7 and set(counts) == {counts[0]}

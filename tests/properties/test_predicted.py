@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from nucleate.errors import CheckpointError
 from nucleate.execution.local import ProcessPool
 from nucleate.physics.cells import as_structure
 from nucleate.physics.potentials import UnsupportedError
+from nucleate.predictors.features import FrozenChgnet
 from nucleate.predictors.tables import Target
 from nucleate.predictors.training import PredictorSettings, train_predictor
 from nucleate.properties.predicted import JointPredictors, Predicted
-from nucleate.protocols import CostClass, Property, Status
+from nucleate.properties.shared import Shared
+from nucleate.protocols import CostClass, MeasuredProperty, Property, Status
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,26 @@ def test_a_pool_changes_nothing(folders: list[Path]) -> None:
         there.extra["volume0_spread"], here.extra["volume0_spread"], rtol=1e-3
     )
     assert (there.status, there.reason) == (here.status, here.reason)
+
+
+def test_features_are_computed_once_for_all_predictors_of_a_batch(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    compute = FrozenChgnet.features
+
+    def counted(self: FrozenChgnet, structures: Sequence[Any], **wanted: Any) -> list[Any]:
+        asked.append(len(structures))
+        return compute(self, structures, **wanted)
+
+    monkeypatch.setattr(FrozenChgnet, "features", counted)
+    cells, shared = rock_salts()[:4], Shared()
+    props = [Predicted(folder) for folder in folders]
+    assert all(isinstance(prop, MeasuredProperty) for prop in props)
+    together = [prop.evaluate(cells, shared).value for prop in props]
+    assert asked == [4]
+    np.testing.assert_array_equal(together, [prop.evaluate(cells).value for prop in props])
+    assert asked == [4, 4, 4]
 
 
 def test_predictors_together_fail_where_one_does(folders: list[Path]) -> None:

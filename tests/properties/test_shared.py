@@ -1,4 +1,4 @@
-"""Results that properties share: computed once, by whoever asks first."""
+"""Measurements that properties share: made once for a batch, by whoever asks first."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import threading
 import time
 
 import numpy as np
-import pytest
 from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import InputError, NucleateError
-from nucleate.physics.cells import Cell
+from nucleate.physics.cells import Cell, as_cell
 from nucleate.properties.shared import Shared, scores_of
 from nucleate.protocols import Status
 
@@ -20,20 +19,20 @@ def crystal(a: float) -> Structure:
 
 
 class Length:
-    """Computes the first lattice parameter; remembers what it was asked."""
+    """Measures the first lattice parameter; remembers what it was asked."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.asked: list[float] = []
         self.error = error
 
-    def __call__(self, cells: list[Cell]) -> list[float | Exception]:
-        self.asked += [float(cell.lattice[0, 0]) for cell in cells]
-        return [self.error or float(cell.lattice[0, 0]) for cell in cells]
+    def __call__(self, structures: list[Structure | Cell]) -> list[float | Exception]:
+        lengths = [float(as_cell(structure).lattice[0, 0]) for structure in structures]
+        self.asked += lengths
+        return [self.error or length for length in lengths]
 
 
 def test_each_crystal_is_computed_once_for_each_key() -> None:
-    shared: Shared[float] = Shared()
-    length = Length()
+    shared, length = Shared(), Length()
     assert shared.get("a", [crystal(3), crystal(4), crystal(3)], length) == [3.0, 4.0, 3.0]
     assert shared.get("a", [crystal(4), crystal(5)], length) == [4.0, 5.0]
     assert length.asked == [3.0, 4.0, 5.0]
@@ -48,33 +47,20 @@ def test_what_is_no_crystal_has_its_reason() -> None:
     assert isinstance(first, InputError) and second == 3.0
 
 
-@pytest.mark.parametrize(
-    ("error", "again"), [(NucleateError("not converged"), False), (TimeoutError("60 s"), True)]
-)
-def test_a_time_out_is_tried_again_and_a_failure_is_not(error, again) -> None:
-    shared, length = Shared(), Length(error)
-    assert shared.get("a", [crystal(3)], length) == [error]
-    assert shared.get("a", [crystal(3)], length) == [error]
-    assert len(length.asked) == 1 + again
-
-
-def test_the_oldest_are_forgotten() -> None:
-    shared, length = Shared(capacity=2), Length()
-    shared.get("a", [crystal(3), crystal(4)], length)
-    shared.get("a", [crystal(3)], length)
-    shared.get("a", [crystal(5)], length)  # 4 was used longest ago
-    length.asked.clear()
-    shared.get("a", [crystal(3), crystal(5), crystal(4)], length)
-    assert length.asked == [4.0]
+def test_a_failure_is_shared_too() -> None:
+    shared, length = Shared(), Length(TimeoutError("60 s"))
+    assert shared.get("a", [crystal(3)], length) == [length.error]
+    assert shared.get("a", [crystal(3)], length) == [length.error]
+    assert length.asked == [3.0]
 
 
 def test_threads_do_not_compute_twice() -> None:
     shared, asked = Shared(), []
 
-    def slow(cells: list[Cell]) -> list[float]:
-        asked.extend(cells)
+    def slow(structures: list[Structure | Cell]) -> list[float]:
+        asked.extend(structures)
         time.sleep(0.05)
-        return [1.0] * len(cells)
+        return [1.0] * len(structures)
 
     threads = [
         threading.Thread(target=shared.get, args=("a", [crystal(3)], slow)) for _ in range(4)

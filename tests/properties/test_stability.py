@@ -9,6 +9,7 @@ from pymatgen.core import Lattice, Structure
 from nucleate.errors import InputError, RecipeError
 from nucleate.physics.hull import Hull
 from nucleate.physics.hull_card import HullCard
+from nucleate.properties.shared import Shared
 from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
 from nucleate.protocols import CostClass, PotentialResult, Property, Status
 
@@ -64,6 +65,21 @@ def test_support_counts_compounds_of_the_crystals_elements_only():
     batch = [crystal("Na", "Cl"), crystal("Na", "Cl", "O"), crystal("Cl", "O"), crystal("K")]
     support = EnergyAboveHull(Toy(), hull).evaluate(batch).extra["hull_support"]
     np.testing.assert_array_equal(support, [2, 4, 0, np.nan])
+
+
+def test_energies_serve_every_hull_and_formation_energies(hull):
+    other = dataclasses.replace(CARD, name="other")
+    larger = Hull(["Na", "Cl", "K"], np.array([[0.5, 0.5, 0]]), -np.ones(1), -np.ones(3), other)
+    batch = [crystal("Na", "Cl"), crystal("K", "Cl"), crystal("Na", "Cl")]
+    potential, shared = Toy(), Shared()
+    props = [EnergyAboveHull(potential, hull), FormationEnergy(potential, larger)]
+    together = [prop.evaluate(batch, shared) for prop in props]
+    assert potential.asked == ["NaCl", "KCl"]  # the first hull has no K
+    for prop, scores in zip(props, together, strict=True):
+        np.testing.assert_array_equal(scores.value, prop.evaluate(batch).value)
+    assert together[0].status[1] is Status.UNSUPPORTED and together[1].ok.all()
+    relaxing = EnergyAboveHull(potential, hull, relax=True)
+    assert relaxing.measurement != props[0].measurement == props[1].measurement
 
 
 def test_formation_energy(hull):

@@ -13,6 +13,7 @@ from pymatgen.core import Lattice, Structure
 from nucleate import plugins
 from nucleate.errors import MissingDependencyError, RecipeError
 from nucleate.physics.potentials import AsePotential
+from nucleate.properties.shared import Shared
 from nucleate.properties.thermal import HeatCapacity, PhononStability
 from nucleate.protocols import CostClass, Property, Status
 
@@ -67,12 +68,13 @@ def test_heat_capacity_per_mass_whatever_the_cell() -> None:
 @needs_phonopy
 def test_phonons_are_computed_once() -> None:
     potential = Counting("-phonons-once")
-    stability = PhononStability(potential=potential).evaluate([copper()])
+    shared = Shared()
+    stability = PhononStability(potential=potential).evaluate([copper()], shared)
     asked = potential.asked
     assert stability.value[0] == pytest.approx(0.0, abs=0.01), "acoustic, at zero wave vector"
     assert stability.extra["imaginary"][0] == 0.0
     for temperature in (100.0, 300.0):
-        capacity = HeatCapacity(temperature, potential=potential).evaluate([copper()])
+        capacity = HeatCapacity(temperature, potential=potential).evaluate([copper()], shared)
         assert capacity.extra["lowest_frequency"][0] == stability.value[0]
     assert potential.asked == asked > 0
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import CheckpointError
 from nucleate.protocols import Status
-from nucleate.store.cache import EvaluationCache
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.store.experience import Evaluation, ExperienceStore
 
 KEY = "energy/weights-1"
@@ -97,3 +99,23 @@ def test_another_file_is_refused_in_words_and_left_alone(tmp_path: Path, kind: s
     with pytest.raises(CheckpointError, match=str(path)):
         EvaluationCache(path)
     assert path.read_bytes() == before
+
+
+def test_a_digest_is_that_of_the_cell_to_a_step_whatever_its_place_in_space() -> None:
+    coords = np.array([[0.0, 0.0, 0.0], [0.3, 0.5, 0.99999999]])
+    crystal = Structure(Lattice.from_parameters(4, 5, 6, 80, 90, 100), ["Na", "Cl"], coords)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    turned = Structure(
+        Lattice(crystal.lattice.matrix @ turn), crystal.species, coords + np.array([1, 0, -1])
+    )
+    assert crystal_digest(turned) == crystal_digest(crystal)
+    longer, moved = crystal.copy(), crystal.copy()
+    longer.lattice = Lattice.from_parameters(4.0001, 5, 6, 80, 90, 100)
+    moved.translate_sites([1], [0.0001, 0, 0])
+    decorated = crystal.copy(site_properties={"magmom": [1.0, 0.0]})
+    charged = crystal.copy()
+    charged.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    others = [longer, moved, decorated, charged, crystal * [1, 1, 2], crystal[::-1]]
+    others[-1] = Structure.from_sites(others[-1])
+    digests = {crystal_digest(s) for s in (crystal, *others)}
+    assert len(digests) == 1 + len(others)

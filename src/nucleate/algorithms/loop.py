@@ -153,7 +153,7 @@ class Loop:
         spending = self.store.spending(self.step - 1)
         for name, limit in budget.limits.items():
             done = sum(e.evaluations for e in spending if name in (e.name, e.cost))
-            asked = [(p.name, p.cost) for p in self.objective.properties.values()]
+            asked = [(name, p.cost) for name, p in self.objective.properties.items()]
             counted = [entry for entry in [*asked, *self.screen.costs] if name in entry]
             if done + in_flight * len(counted) >= limit:
                 return f"{done} evaluations of {name} spent"

@@ -46,7 +46,8 @@ def objective(recipe: RecipeName, settings: Overrides = None) -> None:
         cost = "" if part.cost is None else part.cost.value
         weight = "" if part.weight is None else f"{part.weight:g}"
         ready = "no" if part.missing else "yes"
-        cells = (part.kind, part.name, part.unit or "", part.wanted, score, weight, cost, ready)
+        name = part.name if part.name == part.property else f"{part.name} ({part.property})"
+        cells = (part.kind, name, part.unit or "", part.wanted, score, weight, cost, ready)
         shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
     console.out().print(shown)
     for name, missing in {part.name: part.missing for part in parts if part.missing}.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from nucleate.execution.meter import metered
 from nucleate.objectives.evaluate import evaluations_of
 from nucleate.physics.relax import Relaxation, RelaxStatus
 from nucleate.protocols import PotentialResult, Scores, Status
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.structures.validity import check_all
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from nucleate.design import Samples
     from nucleate.properties.stability import EnergyAboveHull, EnergyResult
-    from nucleate.store.cache import EvaluationCache
+    from nucleate.store.experience import Evaluation as CacheEntry
     from nucleate.store.experience import ExperienceStore
 
 RELAXED = (RelaxStatus.CONVERGED, RelaxStatus.STEP_CAP)
@@ -61,7 +62,7 @@ class Energies:
             digests: B content hashes; equal hashes mean equal crystals.
         """
         asked = dict(zip(digests, structures, strict=True))
-        self._found |= self._recorded(asked.keys() - self._found.keys())
+        self._found |= self._recorded({d: s for d, s in asked.items() if d not in self._found})
         missing = {d: s for d, s in asked.items() if d not in self._found}
         started = time.perf_counter()
         with metered() as meter:
@@ -71,19 +72,24 @@ class Energies:
             seconds = meter.seconds if meter.tasks else time.perf_counter() - started
             scores = self.judge.from_energies(list(missing.values()), results)
             evaluations = evaluations_of(scores, range(len(missing)), seconds / len(missing))
-            self._cache.keep(self.judge.key, dict(zip(missing, evaluations, strict=True)))
+            names = map(crystal_digest, missing.values())
+            self._cache.keep(self.judge.key, dict(zip(names, evaluations, strict=True)))
         return [self._found[digest] for digest in digests]
 
-    def _recorded(self, digests: Collection[str]) -> dict[str, EnergyResult]:
+    def _recorded(self, asked: Mapping[str, Structure]) -> dict[str, EnergyResult]:
         """What is known already, failures left out."""
-        found: dict[str, EnergyResult] = {}
-        for known in (self._cache, self._store):  # the run's own word counts first
-            if known is None:
-                continue
-            for digest, entry in known.lookup(digests, self.judge.key).items():
-                if entry.status is Status.OK:
-                    found[digest] = PotentialResult(entry.extra["energy_per_atom"])
-        return found
+        entries: dict[str, CacheEntry] = {}
+        if self._cache is not None:
+            names = {digest: crystal_digest(structure) for digest, structure in asked.items()}
+            kept = self._cache.lookup(names.values(), self.judge.key)
+            entries |= {digest: kept[name] for digest, name in names.items() if name in kept}
+        if self._store is not None:  # the run's own word counts first
+            entries |= self._store.lookup(asked, self.judge.key)
+        return {
+            digest: PotentialResult(entry.extra["energy_per_atom"])
+            for digest, entry in entries.items()
+            if entry.status is Status.OK
+        }
 
 
 def hull_cards(judges: Iterable[EnergyAboveHull]) -> dict[str, dict[str, Any]]:

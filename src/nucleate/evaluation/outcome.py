@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,16 @@ from nucleate.evaluation.intervals import Fraction, mean_interval
 from nucleate.objectives.explain import described
 from nucleate.objectives.pareto import ParetoFront
 from nucleate.protocols import Status
+from nucleate.recipe import STABILITY
 from nucleate.structures.validity import check_all
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nucleate.design import Samples
+    from nucleate.evaluation.summary import Evaluation
     from nucleate.objectives.objective import Objective
+    from nucleate.properties.stability import EnergyAboveHull
 
 CHUNK = 64
 """Crystals whose values are recorded together."""
@@ -68,6 +71,35 @@ def outcome(objective: Objective, samples: Samples, n: int) -> pd.DataFrame:
             **{_score(label): column for label, column in result.shaped.items()},
         }
     )
+
+
+def rewarded(
+    objective: Objective,
+    judge: EnergyAboveHull,
+    judged: Sequence[Evaluation],
+    outcomes: Sequence[pd.DataFrame],
+) -> list[Evaluation]:
+    """Judged sets whose tables have a column ``reward``, NaN where the objective has none to give.
+
+    Args:
+        objective: gives the reward.
+        judge: whose energies above hull the tables hold; they are enough for an objective that asks
+            for nothing else.
+        judged: one set for each seed.
+        outcomes: of :func:`outcome` for the first crystals of each set; empty if there are none.
+    """
+    same = {STABILITY: judge.key} == {n: p.key for n, p in objective.properties.items()}
+    found = []
+    for i, evaluation in enumerate(judged):
+        reward = np.full(len(evaluation.table), np.nan)
+        if outcomes:
+            ok = outcomes[i]["status"] == Status.OK.value
+            reward[: len(ok)] = outcomes[i]["reward"].where(ok).to_numpy()
+        elif same and not objective.filters:
+            energies = evaluation.table["e_above_hull"].to_numpy(dtype=np.float64)
+            reward = objective.reward({STABILITY: energies})
+        found.append(replace(evaluation, table=evaluation.table.assign(reward=reward)))
+    return found
 
 
 def compare_outcomes(
@@ -179,7 +211,7 @@ def _pareto(objective: Objective, ok: Mapping[str, pd.DataFrame]) -> dict[str, A
         }
         for label, term in zip(objective.labels, objective.terms, strict=True)
     ]
-    names = [term.property.name for term in objective.terms]
+    names = [term.label for term in objective.terms]
     said: dict[str, Any] = {
         "terms": terms,
         "reference": "the lowest score of every term; 1 is the volume of all possible scores",

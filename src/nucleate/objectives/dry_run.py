@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nucleate.errors import NucleateError
 from nucleate.objectives.evaluate import evaluate
+from nucleate.properties.shared import Shared
 from nucleate.protocols import Property, Status
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Trial:
     """What one property said of the crystals.
 
     Attributes:
+        label: what the objective calls the property.
         prop: the property.
         evaluations: one for each distinct crystal.
     """
 
+    label: str
     prop: Property
     evaluations: list[Evaluation]
 
@@ -47,7 +50,7 @@ class Trial:
         return math.fsum(entry.seconds for entry in self.evaluations) / len(self.evaluations)
 
     def __str__(self) -> str:
-        said = f"{self.prop.name}: a value for {self.ok} of {len(self.evaluations)} crystals"
+        said = f"{self.label}: a value for {self.ok} of {len(self.evaluations)} crystals"
         values = [entry.value for entry in self.evaluations if entry.status is Status.OK]
         if values:
             unit = f" {self.prop.unit}" if self.prop.unit else ""
@@ -79,23 +82,21 @@ def dry_run(
         logger.warning("no valid crystal was drawn to try the objective on")
         return []
     crystals = dict(zip(digests, structures, strict=True))
-    trials = []
-    for prop in objective.properties.values():
+    trials, shared = [], Shared()
+    for label, prop in objective.properties.items():
         found = objective.store.lookup(crystals, prop.key)
         new = {digest: s for digest, s in crystals.items() if digest not in found}
-        fresh = evaluate(prop, list(new), list(new.values()), objective.cache) if new else {}
+        fresh = evaluate(prop, list(new), list(new.values()), objective.cache, shared)
         values = {digest: entry for digest, entry in fresh.items() if entry.status is Status.OK}
-        objective.store.record(
-            None, prop.key, values, name=prop.name, unit=prop.unit, cost=prop.cost
-        )
-        trials.append(Trial(prop, [*found.values(), *fresh.values()]))
+        objective.store.record(None, prop.key, values, name=label, unit=prop.unit, cost=prop.cost)
+        trials.append(Trial(label, prop, [*found.values(), *fresh.values()]))
         _judge(trials[-1])
     return trials
 
 
 def _judge(trial: Trial) -> None:
     """Refuse a property that can't work; warn of one that gave nothing for other reasons."""
-    name, n = trial.prop.name, len(trial.evaluations)
+    name, n = trial.label, len(trial.evaluations)
     if trial.ok:
         return
     told = {(entry.status, entry.reason) for entry in trial.evaluations}

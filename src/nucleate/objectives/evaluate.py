@@ -13,13 +13,19 @@ from nucleate import plugins
 from nucleate.errors import InputError, NucleateError
 from nucleate.execution.local import PooledPotential
 from nucleate.execution.meter import Meter, metered
-from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.protocols import (
+    CostClass,
+    MeasuredProperty,
+    Measurements,
+    Property,
+    Scores,
+    Status,
+)
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.store.experience import Evaluation
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-
-    from nucleate.store.cache import EvaluationCache
 
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
 _PART = {CostClass.RELAXATION: 256, CostClass.DFT: 1}
@@ -98,7 +104,7 @@ def evaluate(
     digests: Sequence[str],
     structures: Sequence[Structure],
     cache: EvaluationCache | None = None,
-    key: str | None = None,
+    shared: Measurements | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluations by digest: what the cache knows, and what is computed now and kept there.
 
@@ -109,11 +115,11 @@ def evaluate(
 
     Args:
         prop: the property.
-        digests: B content hashes, all different.
+        digests: B names of the crystals, all different.
         structures: B crystals.
         cache: of the project; None to compute all. It is not asked for properties of the class
             ``composition``, which are computed faster than they are looked up.
-        key: what the cache keeps the values under; that of the property by default.
+        shared: what other properties of these crystals are read from, and may have measured.
 
     Raises:
         NucleateError: the property can't be evaluated at all, or raised on each of many crystals.
@@ -121,7 +127,6 @@ def evaluate(
     """
     if prop.cost is CostClass.COMPOSITION:
         cache = None
-    key = prop.key if key is None else key
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
     size = _PART.get(prop.cost, len(digests)) or 1
@@ -131,12 +136,14 @@ def evaluate(
         asked = dict(
             zip(digests[start : start + size], structures[start : start + size], strict=True)
         )
-        known = {} if cache is None else cache.lookup(asked, key)
+        names = {} if cache is None else {d: crystal_digest(s) for d, s in asked.items()}
+        kept = {} if cache is None else cache.lookup(names.values(), prop.key)
+        known = {digest: kept[name] for digest, name in names.items() if name in kept}
         found |= known
         missing = {digest: s for digest, s in asked.items() if digest not in known}
-        for part in _computed(prop, missing, errors) if missing else ():
+        for part in _computed(prop, missing, errors, shared) if missing else ():
             if cache is not None:
-                cache.keep(key, part)
+                cache.keep(prop.key, {names[digest]: entry for digest, entry in part.items()})
             found |= part
     if len(errors) == len(digests) >= _HOPELESS:
         raise NucleateError(
@@ -148,7 +155,10 @@ def evaluate(
 
 
 def _computed(
-    prop: Property, asked: Mapping[str, Structure], errors: list[Exception]
+    prop: Property,
+    asked: Mapping[str, Structure],
+    errors: list[Exception],
+    shared: Measurements | None,
 ) -> Iterator[dict[str, Evaluation]]:
     """Evaluations as they come; what raises on several crystals is tried crystal by crystal.
 
@@ -158,7 +168,7 @@ def _computed(
     left = set(range(len(digests)))
     raised: Exception | None = None
     try:
-        for rows, scores, seconds in _parts(prop, structures):
+        for rows, scores, seconds in _parts(prop, structures, shared):
             left -= set(rows)
             share = seconds / max(len(rows), 1)
             evaluations = evaluations_of(scores, range(len(rows)), share)
@@ -180,18 +190,18 @@ def _computed(
         yield {digests[0]: Evaluation(math.nan, Status.FAILED, reason)}
     else:
         for i in sorted(left):
-            yield from _computed(prop, {digests[i]: structures[i]}, errors)
+            yield from _computed(prop, {digests[i]: structures[i]}, errors, shared)
 
 
 def _parts(
-    prop: Property, structures: Sequence[Structure]
+    prop: Property, structures: Sequence[Structure], shared: Measurements | None
 ) -> Iterator[tuple[Sequence[int], Scores, float]]:
     """Rows, their scores, and the seconds that these took, as they come.
 
     Raises:
         ValueError: another number of values than crystals.
     """
-    parts = iter(_stream(prop, structures))
+    parts = iter(_stream(prop, structures, shared))
     meter, started, counted = Meter(), time.perf_counter(), 0.0
     while True:
         with metered(meter):
@@ -207,10 +217,12 @@ def _parts(
 
 
 def _stream(
-    prop: Property, structures: Sequence[Structure]
+    prop: Property, structures: Sequence[Structure], shared: Measurements | None
 ) -> Iterator[tuple[Sequence[int], Scores]]:
     if _streams(prop):
         yield from prop.stream(structures)  # type: ignore[attr-defined]
+    elif isinstance(prop, MeasuredProperty):
+        yield range(len(structures)), prop.evaluate(structures, shared)
     else:
         yield range(len(structures)), prop.evaluate(structures)
 

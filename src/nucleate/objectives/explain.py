@@ -34,7 +34,8 @@ class Part:
 
     Attributes:
         kind: which of the two.
-        name: of the property.
+        name: what its values are called.
+        property: the property, by name or ``file.py:function``.
         unit: its unit, None where the property can't be made to ask it.
         wanted: the filter's condition, or the shaping with its settings.
         range: lowest and highest score; None for a filter.
@@ -45,6 +46,7 @@ class Part:
 
     kind: Literal["filter", "term"]
     name: str
+    property: str
     unit: str | None
     wanted: str
     range: tuple[float, float] | None
@@ -64,17 +66,18 @@ def explain(settings: ObjectiveSettings, base: Path = Path()) -> Iterator[Part]:
     """
     made: dict[str, tuple[Property | None, str]] = {}
     for entry in settings.properties:
-        if entry.property not in made:
-            made[entry.property] = _make(entry, base)
-        prop, missing = made[entry.property]
-        name = prop.name if prop is not None else entry.property
+        if entry.label not in made:
+            made[entry.label] = _make(entry, base)
+        prop, missing = made[entry.label]
+        name = entry.name or (prop.name if prop is not None else entry.label)
+        told = Path(entry.property).name  # of a file without its folders
         unit = prop.unit if prop is not None else _declared(entry.property, "unit")
         cost = prop.cost if prop is not None else _declared(entry.property, "cost")
         if isinstance(entry, FilterSettings):
-            yield Part("filter", name, unit, entry.condition, None, None, cost, missing)
+            yield Part("filter", name, told, unit, entry.condition, None, None, cost, missing)
         elif isinstance(entry, TermSettings):
             said, ends = described(entry.shaping), entry.shaping.range
-            yield Part("term", name, unit, said, ends, entry.weight, cost, missing)
+            yield Part("term", name, told, unit, said, ends, entry.weight, cost, missing)
 
 
 def _make(entry: PropertySettings, base: Path) -> tuple[Property | None, str]:

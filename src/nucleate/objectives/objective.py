@@ -10,10 +10,13 @@ submission is not evaluated again.
 
 Properties are evaluated from the cheapest to the costliest, and what a filter on one of them
 refuses is not evaluated by those that follow: they wait for the filter, in their own thread.
+Properties that are read from one measurement, such as energies of one potential, have one thread,
+and the first of them measures for all: each crystal of a submission once.
 """
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,9 +32,10 @@ from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property
 from nucleate.objectives.pareto import ParetoFront
 from nucleate.objectives.settings import Combine, FilterSettings, ObjectiveSettings
 from nucleate.objectives.shaping import Shaping
-from nucleate.protocols import CostClass, Property, Scores, Status
+from nucleate.properties.shared import Shared
+from nucleate.protocols import CostClass, MeasuredProperty, Property, Scores, Status
 from nucleate.store.cache import EvaluationCache
-from nucleate.store.experience import Evaluation, ExperienceStore
+from nucleate.store.experience import COLUMNS, Evaluation, ExperienceStore
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -48,6 +52,12 @@ class Term:
     property: Property
     shaping: Shaping
     weight: float = 1.0
+    name: str | None = None
+
+    @builtins.property
+    def label(self) -> str:
+        """What the values are called: the name, by default that of the property."""
+        return self.name or self.property.name
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,11 @@ class Filter:
     property: Property
     settings: FilterSettings
 
+    @builtins.property
+    def label(self) -> str:
+        """What the values are called: the name, by default that of the property."""
+        return self.settings.name or self.property.name
+
 
 @dataclass(frozen=True)
 class ObjectiveResult:
@@ -64,9 +79,9 @@ class ObjectiveResult:
 
     Attributes:
         reward: (B,) float64, always finite.
-        scores: raw values by property.
-        shaped: (B,) scores of each term by ``property`` (``property#2`` where a property stands
-            in several terms); NaN where there is no value.
+        scores: raw values by label of the property.
+        shaped: (B,) scores of each term by label (``label#2`` where one stands in several terms);
+            NaN where there is no value.
         status: B statuses; the cheapest property that failed, or whose filter refuses, decides.
         reason: B strings, empty where OK.
         spent: evaluations charged to this step, by property, whoever computed them.
@@ -115,6 +130,7 @@ class ObjectiveResult:
 class _Work:
     """The evaluation of one property for one submission."""
 
+    label: str
     property: Property
     known: dict[str, Evaluation]
     borrowed: dict[str, _Work]
@@ -204,7 +220,9 @@ class Objective:
     """Shaped properties and how they combine.
 
     Attributes:
-        labels: of the terms: ``property``, and ``property#2`` where it stands in several.
+        properties: by label, which is the name of the property unless filter or term has another;
+            the cheapest first.
+        labels: of the scores: those of the terms, and ``label#2`` where it stands in several.
 
     Args:
         terms: at least one.
@@ -217,7 +235,8 @@ class Objective:
         cache: what other runs have computed; none by default.
         filters: what a crystal has to be; they have no part in the score.
         crystals: what was done to the crystals of these digests before they are handed in, such
-            as a relaxation; part of the keys that values are stored under.
+            as a relaxation; part of the keys that the store has values under, since the digests
+            are those of the crystals as drawn.
 
     Example:
         >>> objective = Objective([Term(Density(), Linear(type="linear", low=1, high=20))])
@@ -239,21 +258,10 @@ class Objective:
             raise RecipeError("An objective needs at least one term.")
         self.terms, self.filters = tuple(terms), tuple(filters)
         self.combine = combine
-        names = [term.property.name for term in self.terms]
+        names = [term.label for term in self.terms]
         before = [names[:i].count(name) for i, name in enumerate(names)]
         self.labels = [f"{n}#{k + 1}" if k else n for n, k in zip(names, before, strict=True)]
-        properties: dict[str, Property] = {}
-        filtering = [entry.property for entry in self.filters]
-        for prop in (*filtering, *(term.property for term in self.terms)):
-            known = properties.setdefault(prop.name, prop)
-            if known.key != prop.key:
-                raise RecipeError(
-                    f"Two different properties are called {known.name!r}.",
-                    f"Their keys are {known.key!r} and {prop.key!r}.",
-                    "Rename one of them.",
-                )
-        by_cost = sorted(properties.values(), key=lambda prop: _COSTS.index(prop.cost))
-        self.properties = {prop.name: prop for prop in by_cost}
+        self.properties = _by_label([*self.filters, *self.terms])
         self.store = store if store is not None else ExperienceStore(":memory:")
         self.cache = cache
         self.crystals = crystals
@@ -283,7 +291,7 @@ class Objective:
             settings: filters, terms and combination.
             store: record of the run.
             cache: what other runs have computed.
-            properties: properties made already, by the name that the recipe uses.
+            properties: properties made already, by the label of their entries.
             resources: what properties may ask for by parameter name, such as ``pool``.
             base: folder that ``path.py:function`` is relative to beside the working directory.
             crystals: see :class:`Objective`.
@@ -293,12 +301,14 @@ class Objective:
         """
         made: dict[str, Property] = dict(properties or {})
         for entry in settings.properties:
-            if entry.property not in made:
-                made[entry.property] = make_property(
+            if entry.label not in made:
+                made[entry.label] = make_property(
                     entry.property, entry.settings, resources=resources, base=base
                 )
-        terms = [Term(made[term.property], term.shaping, term.weight) for term in settings.terms]
-        filters = [Filter(made[entry.property], entry) for entry in settings.filters]
+        terms = [
+            Term(made[term.label], term.shaping, term.weight, term.name) for term in settings.terms
+        ]
+        filters = [Filter(made[entry.label], entry) for entry in settings.filters]
         return cls(
             terms,
             settings.combine,
@@ -310,9 +320,9 @@ class Objective:
         )
 
     @property
-    def costliest(self) -> Property:
-        """The property whose evaluations are the budget."""
-        return max(self.properties.values(), key=lambda prop: _COSTS.index(prop.cost))
+    def costliest(self) -> str:
+        """Label of the property whose evaluations are the budget."""
+        return max(self.properties, key=lambda name: _COSTS.index(self.properties[name].cost))
 
     def as_drawn(self) -> Objective:
         """The same objective for crystals to which nothing was done."""
@@ -326,18 +336,22 @@ class Objective:
         )
 
     def key(self, prop: Property) -> str:
-        """What values of a property are stored under."""
+        """What the store has the values of a property under."""
         return f"{prop.key}/{self.crystals}" if self.crystals else prop.key
 
     def evaluations_spent(self) -> int:
         """Evaluations of the costliest property so far."""
-        return self.store.evaluations_spent(self.costliest.name)
+        return self.store.evaluations_spent(self.costliest)
+
+    def reward(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(B,) rewards of crystals with these values, by label; NaN where one is missing."""
+        return self._combined(np.stack([term.shaping(values[term.label]) for term in self.terms]))
 
     def front(self) -> ParetoFront:
         """The Pareto front of all crystals of the store that a step has sampled, by digest."""
         front = ParetoFront([term.shaping.range for term in self.terms])
         crystals = self.store.crystals(*self.properties)
-        scores = [term.shaping(crystals[term.property.name]) for term in self.terms]
+        scores = [term.shaping(crystals[term.label]) for term in self.terms]
         ok = crystals["status"] == Status.OK.value
         front.add(np.stack(scores, axis=1)[ok], crystals["digest"][ok].tolist())
         return front
@@ -374,7 +388,7 @@ class Objective:
             step: step that is charged; None for none, until one asks for the same values.
             reasons: B strings, why a structure is None.
             statuses: B statuses of structures that are None; ``invalid`` by default.
-            precomputed: values known from elsewhere, by property; they are recorded too.
+            precomputed: values known from elsewhere, by label; they are recorded too.
         """
         size = len(structures)
         if len(digests) != size or (reasons is not None and len(reasons) != size):
@@ -393,11 +407,12 @@ class Objective:
                 first.setdefault(digest, i)
         pending = PendingScores(self, list(digests), status, reason)
         filtering: list[_Work] = []
+        shared = Shared()
         for name, prop in self.properties.items():
             given = (precomputed or {}).get(name)
-            work = self._start(prop, structures, first, step, given, tuple(filtering))
+            work = self._start(name, prop, structures, first, step, given, tuple(filtering), shared)
             pending._works[name] = work
-            if any(entry.property.name == name for entry in self.filters):
+            if any(entry.label == name for entry in self.filters):
                 filtering.append(work)
         return pending
 
@@ -411,15 +426,17 @@ class Objective:
 
     def _start(
         self,
+        label: str,
         prop: Property,
         structures: Sequence[Structure | None],
         first: Mapping[str, int],
         step: int | None,
         given: Scores | None,
         filtering: Sequence[_Work],
+        shared: Shared,
     ) -> _Work:
         known = self.store.lookup(first, self.key(prop))
-        running = self._running[prop.name]
+        running = self._running[label]
         borrowed = {d: running[d] for d in first if d not in known and d in running}
         missing = [d for d in first if d not in known and d not in borrowed]
         future: Future[dict[str, Evaluation]] | None = None
@@ -431,20 +448,26 @@ class Objective:
             future.set_result(dict(zip(missing, evaluations_of(given, rows, 0.0), strict=True)))
         elif missing:
             chosen = {d: s for d in missing if (s := structures[first[d]]) is not None}
-            if prop.name not in self._threads:
-                self._threads[prop.name] = ThreadPoolExecutor(1, f"nucleate-{prop.name}")
-            future = self._threads[prop.name].submit(self._evaluate, prop, chosen, filtering)
-        work = _Work(prop, known, borrowed, future, step)
+            # properties of one measurement in turn: who measures does not depend on timing
+            lane = prop.measurement if isinstance(prop, MeasuredProperty) else label
+            if lane not in self._threads:
+                self._threads[lane] = ThreadPoolExecutor(1, f"nucleate-{label}")
+            future = self._threads[lane].submit(self._evaluate, prop, chosen, filtering, shared)
+        work = _Work(label, prop, known, borrowed, future, step)
         running.update(dict.fromkeys(missing, work))
         return work
 
     def _evaluate(
-        self, prop: Property, structures: Mapping[str, Structure], filtering: Sequence[_Work]
+        self,
+        prop: Property,
+        structures: Mapping[str, Structure],
+        filtering: Sequence[_Work],
+        shared: Shared,
     ) -> dict[str, Evaluation]:
         """Evaluate, by digest, what the filters on cheaper properties let pass; waits for them."""
         passed = dict(structures)
         for work in filtering:
-            name, evaluations = work.property.name, work.evaluations()
+            name, evaluations = work.label, work.evaluations()
             for digest in list(passed):
                 found = evaluations.get(digest)
                 if (
@@ -455,20 +478,18 @@ class Objective:
                     del passed[digest]
         if not passed:
             return {}
-        return evaluate(prop, list(passed), list(passed.values()), self.cache, self.key(prop))
+        return evaluate(prop, list(passed), list(passed.values()), self.cache, shared)
 
     def _refusal(self, name: str, value: float) -> str:
         """Why a filter refuses this value of a property; empty if none does."""
         refusals = (
-            entry.settings.refusal(name, value)
-            for entry in self.filters
-            if entry.property.name == name
+            entry.settings.refusal(name, value) for entry in self.filters if entry.label == name
         )
         return next((why for why in refusals if why), "")
 
     def _filter(self, name: str, scores: Scores, status: list[Status], reason: list[str]) -> None:
         """Mark, in place, what the filters on a property refuse."""
-        if not any(entry.property.name == name for entry in self.filters):
+        if not any(entry.label == name for entry in self.filters):
             return
         for i, entry in enumerate(scores.status):
             if status[i] is not Status.OK:
@@ -487,14 +508,14 @@ class Objective:
                 for digest, other in work.borrowed.items()
                 if digest in (found := self._collect(other))
             }
-            running = self._running[prop.name]
+            running = self._running[work.label]
             try:
                 fresh = work.future.result() if work.future is not None else {}
                 work.spent = self.store.record(
                     work.step,
                     self.key(prop),
                     fresh,
-                    name=prop.name,
+                    name=work.label,
                     unit=prop.unit,
                     cost=prop.cost,
                     reused=work.known,
@@ -546,7 +567,7 @@ class Objective:
         self, scores: Mapping[str, Scores], status: Sequence[Status], reason: Sequence[str]
     ) -> ObjectiveResult:
         shaped = {
-            label: np.asarray(term.shaping(scores[term.property.name].value), dtype=np.float64)
+            label: np.asarray(term.shaping(scores[term.label].value), dtype=np.float64)
             for label, term in zip(self.labels, self.terms, strict=True)
         }
         final_status, final_reason = list(status), list(reason)
@@ -559,3 +580,33 @@ class Objective:
         if ok.any():
             reward[ok] = self._combined(np.stack([column[ok] for column in shaped.values()]))
         return ObjectiveResult(reward, dict(scores), shaped, final_status, final_reason)
+
+
+def _by_label(entries: Sequence[Filter | Term]) -> dict[str, Property]:
+    """Properties by label, the cheapest first: one label, one property with its settings.
+
+    Raises:
+        RecipeError: a label that stands for two, one that can't be used, or two for one.
+    """
+    found: dict[str, Property] = {}
+    for entry in entries:
+        known = found.setdefault(entry.label, entry.property)
+        if known.key != entry.property.key:
+            raise RecipeError(
+                f"Two different properties are called {entry.label!r}.",
+                f"Their keys are {known.key!r} and {entry.property.key!r}.",
+                "Give one of them another name: 'name: ...' beside 'property'.",
+            )
+        if entry.label in COLUMNS:
+            raise RecipeError(
+                f"A property can't be called {entry.label!r}: that is a column of every table.",
+                fix="Give it another name: 'name: ...' beside 'property'.",
+            )
+    labels: dict[str, str] = {}
+    for label, prop in found.items():
+        if (other := labels.setdefault(prop.key, label)) != label:
+            raise RecipeError(
+                f"{other!r} and {label!r} are the same property with the same settings.",
+                fix="Give both the same name, or one of them other settings.",
+            )
+    return dict(sorted(found.items(), key=lambda item: _COSTS.index(item[1].cost)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from nucleate import plugins
 from nucleate.config import Settings, option
 from nucleate.objectives.shaping import Shaping
+from nucleate.store.experience import COLUMNS
 
 Combine = Literal["mean", "weighted", "product", "min", "geometric", "chebyshev"]
 
@@ -19,7 +22,26 @@ class PropertySettings(Settings):
     property: str = option(
         description="name of a property, or path/to/file.py:function", min_length=1
     )
+    name: str | None = option(
+        None,
+        description="what its values are called; null for the property's own name. One property "
+        "with several settings needs several names",
+        pattern=r"^[A-Za-z_][\w.-]*$",
+    )
     settings: dict[str, Any] = option(dict, description="settings of that property")
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str | None) -> str | None:
+        if name in COLUMNS:
+            raise ValueError(f"{name!r} is a column of every table: choose another name")
+        return name
+
+    @builtins.property
+    def label(self) -> str:
+        """The name, or that of the property as far as it is known before the property is made."""
+        named = self.settings.get("name") if plugins.is_custom(self.property) else None
+        return self.name or str(named or self.property.rpartition(":")[2])
 
 
 class FilterSettings(PropertySettings):
@@ -110,10 +132,19 @@ class ObjectiveSettings(Settings):
                         f"'{term.shaping.type}' of term {i} ({term.property}) reaches "
                         f"{term.shaping.range[0]:g}: use 'linear' or 'sigmoid' there"
                     )
-        first: dict[str, dict[str, Any]] = {}
+        first: dict[str, PropertySettings] = {}
         for entry in self.properties:
-            if first.setdefault(entry.property, entry.settings) != entry.settings:
-                raise ValueError(f"{entry.property} stands here twice with different settings")
+            other = first.setdefault(entry.label, entry)
+            if (other.property, other.settings) != (entry.property, entry.settings):
+                how = (
+                    "with different settings"
+                    if other.property == entry.property
+                    else (f"as {other.property} and as {entry.property}")
+                )
+                raise ValueError(
+                    f"{entry.label} stands here twice {how}: give one of the two a name of its "
+                    f"own, such as 'name: {entry.label}_2'"
+                )
         return self
 
     @property

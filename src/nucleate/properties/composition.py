@@ -7,11 +7,11 @@ two elements share. Definitions, sources and ranges of validity: docs/properties
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -265,6 +265,7 @@ class Price(ElementMean):
 
     name = "price"
     unit = "USD/kg"
+    paths: ClassVar[Mapping[str, Container[str]]] = {"table": ()}
     _lacking = "no price"
 
     def __init__(self, table: str | Path | None = None) -> None:

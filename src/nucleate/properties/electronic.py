@@ -9,12 +9,13 @@ accuracy and ranges of validity: docs/predictors.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from nucleate.predictors.checkpoint import SHIPPED
 from nucleate.properties.predicted import Joint, JointPredictors, Predicted, described
 from nucleate.properties.shared import scores_of
-from nucleate.protocols import CostClass, Scores
+from nucleate.protocols import CostClass, Measurements, Scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ class BandGap(Predicted):
 
     Args:
         predictor: folder of another predictor of band gaps.
-        pool: worker processes to predict in; this process if None.
+        pool: worker processes for CHGNet's part; this process if None.
     """
 
     def __init__(self, predictor: str | Path = "band_gap", pool: Pool | None = None) -> None:
@@ -44,7 +45,7 @@ class DielectricTotal(Predicted):
 
     Args:
         predictor: folder of another predictor of the tensor or of its mean.
-        pool: worker processes to predict in; this process if None.
+        pool: worker processes for CHGNet's part; this process if None.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class RefractiveIndex(Predicted):
 
     Args:
         predictor: folder of another predictor of refractive indices.
-        pool: worker processes to predict in; this process if None.
+        pool: worker processes for CHGNet's part; this process if None.
     """
 
     def __init__(
@@ -80,12 +81,16 @@ class FigureOfMerit:
     Args:
         band_gap: folder of another predictor of band gaps.
         dielectric_total: folder of another predictor of the dielectric constant.
-        pool: worker processes to predict in; this process if None.
+        pool: worker processes for CHGNet's part; this process if None.
     """
 
     name = "figure_of_merit"
     unit = "eV"
     cost = CostClass.MODEL
+    paths: ClassVar[Mapping[str, Container[str]]] = {
+        "band_gap": SHIPPED,
+        "dielectric_total": SHIPPED,
+    }
 
     def __init__(
         self,
@@ -106,10 +111,17 @@ class FigureOfMerit:
         gap, dielectric = map(described, self._predictors.each)
         return {"band_gap": gap, "dielectric_total": dielectric}
 
-    def evaluate(self, structures: Sequence[Structure | Cell]) -> Scores:
+    @property
+    def measurement(self) -> str:
+        """Key of CHGNet's features of a crystal, which all predictors read."""
+        return self._predictors.measurement
+
+    def evaluate(
+        self, structures: Sequence[Structure | Cell], shared: Measurements | None = None
+    ) -> Scores:
         """Figures of merit of B crystals, order kept."""
         return scores_of(
-            self._predictors.predict(structures),
+            self._predictors.predict(structures, shared),
             lambda joint: (joint[0].value * joint[1].value, ""),
             _columns,
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class CoincidentArea:
     name = "coincident_area"
     unit = "Å²"
     cost = CostClass.MODEL
+    paths: ClassVar[Mapping[str, Container[str]]] = {"substrate": SUBSTRATES}
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Moduli and hardness of crystals, by a potential.
 
-All but :class:`BulkModulusOfState` read one elastic tensor, which is computed once for each crystal
-however many of them are asked for. Polycrystal averages are those of a material of randomly
-oriented grains.
+All but :class:`BulkModulusOfState` are read from one elastic tensor, which an objective computes
+once for each crystal, however many of them it asks for. Polycrystal averages are those of a
+material of randomly oriented grains.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nucleate.physics.equation_of_state import (
 from nucleate.physics.potentials import get_potential
 from nucleate.physics.relax import TIGHT
 from nucleate.properties.shared import Shared, described, scores_of
-from nucleate.protocols import CostClass, Potential, Scores
+from nucleate.protocols import CostClass, Measurements, Potential, Scores
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 AVERAGES = ("hill", "voigt", "reuss")
 HARDNESSES = ("tian", "teter", "tian-teter")
 SOFT_BULK_MODULUS = 25.0  # GPa, below which "tian-teter" is Teter's
-
-_tensors: Shared[Elasticity] = Shared()
 
 
 class ElasticProperty:
@@ -94,12 +92,19 @@ class ElasticProperty:
         """Cache key: potential and weights, settings, average."""
         return f"{self.name}/1/{described(self.potential, self.settings)}/{self.average}"
 
-    def evaluate(self, structures: Sequence[Structure | Cell]) -> Scores:
+    @property
+    def measurement(self) -> str:
+        """Key of the elastic tensors: potential and weights, settings."""
+        return f"elasticity/{described(self.potential, self.settings)}"
+
+    def evaluate(
+        self, structures: Sequence[Structure | Cell], shared: Measurements | None = None
+    ) -> Scores:
         """Values of B crystals, order kept."""
-        results = _tensors.get(
-            described(self.potential, self.settings),
+        results = (shared or Shared()).get(
+            self.measurement,
             structures,
-            lambda cells: elasticity(cells, self.potential, self.settings),
+            lambda crystals: elasticity(crystals, self.potential, self.settings),
         )
         return scores_of(results, self._judge, _columns)
 

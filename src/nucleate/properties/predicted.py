@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from nucleate.execution.chunks import Pool, spread
-from nucleate.predictors.checkpoint import load_predictor, locate
-from nucleate.predictors.features import frozen_chgnet
+from nucleate.predictors.checkpoint import SHIPPED, load_predictor
+from nucleate.predictors.features import CrystalFeatures, frozen_chgnet
 from nucleate.predictors.predictor import Prediction, Predictor
-from nucleate.properties.shared import scores_of
-from nucleate.protocols import CostClass, Scores
+from nucleate.properties.shared import Shared, scores_of
+from nucleate.protocols import CostClass, Measurements, Scores
 from nucleate.structures.elements import SYMBOLS
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from nucleate.physics.cells import Cell
 
 Joint: TypeAlias = tuple[Prediction, ...]  # of one crystal, by several predictors
+Features: TypeAlias = CrystalFeatures | Exception
 
 TIMEOUT = 60.0  # seconds for one crystal in a pool
 
@@ -31,7 +31,7 @@ class JointPredictors:
 
     Args:
         predictors: folders, or names of such that ship.
-        pool: worker processes to predict in; this process if None.
+        pool: worker processes for the features; this process if None.
 
     Raises:
         CheckpointError: one is missing, or its files can't be used.
@@ -39,7 +39,6 @@ class JointPredictors:
 
     def __init__(self, predictors: Sequence[str | Path], pool: Pool | None = None) -> None:
         self.each = [load_predictor(predictor) for predictor in predictors]
-        self._folders = tuple(str(locate(predictor).resolve()) for predictor in predictors)
         self._pool = pool
 
     @property
@@ -48,37 +47,31 @@ class JointPredictors:
         weights = "-".join(predictor.weights_sha256[:16] for predictor in self.each)
         return f"{weights}/chgnet-{frozen_chgnet().weights_hash[:16]}"
 
-    def predict(self, structures: Sequence[Structure | Cell]) -> list[Joint | Exception]:
+    @property
+    def measurement(self) -> str:
+        """Key of the features, whatever is predicted from them."""
+        return f"features/chgnet-{frozen_chgnet().weights_hash[:16]}"
+
+    def predict(
+        self, structures: Sequence[Structure | Cell], shared: Measurements | None = None
+    ) -> list[Joint | Exception]:
         """All predictions for each of B crystals, order kept, or the first failure among them."""
+        features = (shared or Shared()).get(self.measurement, structures, self._features)
+        each = [predictor.of_features(features) for predictor in self.each]
+        joint: list[Joint | Exception] = []
+        for of_crystal in zip(*each, strict=True):
+            failed = next((one for one in of_crystal if isinstance(one, Exception)), None)
+            joint.append(of_crystal if failed is None else failed)
+        return joint
+
+    def _features(self, structures: Sequence[Structure | Cell]) -> list[Features]:
         if self._pool is None:
-            return _predict(self.each, structures)
-        hashes = tuple(predictor.weights_sha256 for predictor in self.each)
-        work = partial(_predict_in_worker, self._folders, hashes)
-        return spread(self._pool, work, structures, TIMEOUT).result()
+            return frozen_chgnet().features(structures)
+        return spread(self._pool, _features_in_worker, structures, TIMEOUT).result()
 
 
-def _predict(
-    predictors: Sequence[Predictor], structures: Sequence[Structure | Cell]
-) -> list[Joint | Exception]:
-    features = frozen_chgnet().features(structures)
-    each = [predictor.of_features(features) for predictor in predictors]
-    joint: list[Joint | Exception] = []
-    for of_crystal in zip(*each, strict=True):
-        failed = next((one for one in of_crystal if isinstance(one, Exception)), None)
-        joint.append(of_crystal if failed is None else failed)
-    return joint
-
-
-@lru_cache(maxsize=8)
-def _loaded(folders: tuple[str, ...], hashes: tuple[str, ...]) -> list[Predictor]:
-    """Predictors of this worker; another hash means that a folder was written anew."""
-    return [load_predictor(folder) for folder in folders]
-
-
-def _predict_in_worker(
-    folders: tuple[str, ...], hashes: tuple[str, ...], cells: list[Cell]
-) -> list[Joint | Exception]:
-    return _predict(_loaded(folders, hashes), cells)
+def _features_in_worker(cells: list[Cell]) -> list[Features]:
+    return frozen_chgnet().features(cells)
 
 
 class Predicted:
@@ -90,13 +83,14 @@ class Predicted:
 
     Args:
         predictor: folder of a predictor, or the name of one that ships.
-        pool: worker processes to predict in; this process if None.
+        pool: worker processes for CHGNet's part; this process if None.
 
     Raises:
         CheckpointError: there is none, or its files can't be used.
     """
 
     cost = CostClass.MODEL
+    paths: ClassVar[Mapping[str, Container[str]]] = {"predictor": SHIPPED}
 
     def __init__(self, predictor: str | Path, pool: Pool | None = None) -> None:
         self._predictors = JointPredictors([predictor], pool)
@@ -114,10 +108,17 @@ class Predicted:
         """What the value refers to, for reports."""
         return described(self.predictor)
 
-    def evaluate(self, structures: Sequence[Structure | Cell]) -> Scores:
+    @property
+    def measurement(self) -> str:
+        """Key of CHGNet's features of a crystal, which all predictors read."""
+        return self._predictors.measurement
+
+    def evaluate(
+        self, structures: Sequence[Structure | Cell], shared: Measurements | None = None
+    ) -> Scores:
         """Predictions for B crystals, order kept."""
         return scores_of(
-            self._predictors.predict(structures),
+            self._predictors.predict(structures, shared),
             lambda joint: (joint[0].value, ""),
             lambda joint: {f"{self.name}_spread": joint[0].spread},
         )

@@ -1,86 +1,70 @@
-"""Results that several properties of a crystal read, computed once in a process."""
+"""Measurements that several properties are read from, made once for a batch of crystals."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from nucleate.physics.cells import Cell, as_cell
+from nucleate.physics.cells import as_cell
 from nucleate.physics.potentials import status_of
 from nucleate.protocols import Potential, Scores, Status
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+    from nucleate.physics.cells import Cell
+
 Result = TypeVar("Result")
 
 
-class Shared(Generic[Result]):
-    """The latest results by crystal and settings.
+class Shared:
+    """What was measured of a batch of crystals, such as energies or phonons.
 
-    Properties are evaluated in threads of their own; whoever comes second waits for the first
-    and finds the result. What a time-out or a crash prevented is tried again when asked for.
-
-    Args:
-        capacity: results kept, the latest used.
+    Whoever evaluates several properties of the same crystals hands it to those that are a
+    :class:`~nucleate.protocols.MeasuredProperty`, and drops it with the batch. A second thread
+    that asks for what the first is measuring waits for it. Failures are results too.
     """
 
-    def __init__(self, capacity: int = 10_000) -> None:
-        self._known: OrderedDict[tuple[Any, ...], Result | Exception] = OrderedDict()
-        self._capacity = capacity
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self._found: dict[str, dict[tuple[bytes, ...], Any]] = {}
+        self._locks: dict[str, threading.Lock] = {}
 
     def get(
         self,
         key: str,
         structures: Sequence[Structure | Cell],
-        compute: Callable[[list[Cell]], Sequence[Result | Exception]],
+        measure: Callable[[list[Structure | Cell]], Sequence[Result | Exception]],
     ) -> list[Result | Exception]:
         """Results of B crystals, order kept.
 
         Args:
             key: what the result depends on beside the crystal.
             structures: the crystals.
-            compute: gives one result for each of the distinct crystals that are not known.
+            measure: gives one result for each of the distinct crystals that are not known.
         """
-        found: dict[int, Result | Exception] = {}
-        places: dict[tuple[Any, ...], list[int]] = {}
-        cells: dict[tuple[Any, ...], Cell] = {}
-        for i, structure in enumerate(structures):
-            try:
-                cell = as_cell(structure)
-            except Exception as error:  # that structure's own failure
-                found[i] = error
-                continue
-            crystal = (key, *(array.tobytes() for array in cell))
-            places.setdefault(crystal, []).append(i)
-            cells[crystal] = cell
-        with self._lock:
-            new = [crystal for crystal in cells if crystal not in self._known]
-            computed = compute([cells[crystal] for crystal in new]) if new else []
-            results = dict(zip(new, computed, strict=True))
-            for crystal, rows in places.items():
-                if crystal not in results:
-                    self._known.move_to_end(crystal)
-                    results[crystal] = self._known[crystal]
-                found |= dict.fromkeys(rows, results[crystal])
-            for crystal in new:
-                if _lasts(results[crystal]):
-                    self._known[crystal] = results[crystal]
-            while len(self._known) > self._capacity:
-                self._known.popitem(last=False)
-        return [found[i] for i in range(len(structures))]
+        crystals = [_numbers(structure) for structure in structures]
+        with self._locks.setdefault(key, threading.Lock()):
+            found = self._found.setdefault(key, {})
+            new: dict[tuple[bytes, ...], Structure | Cell] = {}
+            for crystal, structure in zip(crystals, structures, strict=True):
+                if not isinstance(crystal, Exception) and crystal not in found:
+                    new.setdefault(crystal, structure)
+            if new:
+                found |= zip(new, measure(list(new.values())), strict=True)
+        return [c if isinstance(c, Exception) else found[c] for c in crystals]
 
 
-def _lasts(result: Any) -> bool:
-    failed = isinstance(result, Exception)
-    return not failed or status_of(result) not in (Status.TIMEOUT, Status.CRASHED)
+def _numbers(structure: Structure | Cell) -> tuple[bytes, ...] | Exception:
+    """All numbers of a crystal, or why it is none."""
+    try:
+        return tuple(array.tobytes() for array in as_cell(structure))
+    except Exception as error:  # that structure's own failure
+        return error
 
 
 def described(potential: Potential, settings: Any) -> str:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from nucleate.errors import NucleateError, RecipeError
 from nucleate.physics.hull import DEFAULT_HULL, Hull
-from nucleate.protocols import CostClass, Potential, PotentialResult, Scores, Status
+from nucleate.physics.hull_card import SHIPPED
+from nucleate.properties.shared import Shared
+from nucleate.protocols import (
+    CostClass,
+    Measurements,
+    Potential,
+    PotentialResult,
+    Scores,
+    Status,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +63,7 @@ class EnergyAboveHull:
 
     name = "e_above_hull"
     unit = "eV/atom"
+    paths: ClassVar[Mapping[str, Container[str]]] = {"hull": SHIPPED}
 
     def __init__(
         self,
@@ -75,16 +85,25 @@ class EnergyAboveHull:
     @property
     def key(self) -> str:
         """Cache key: potential and weights, hull, relaxation."""
+        potential, relaxed = self._energy
+        return (
+            f"{self.name}/1/{potential}/{self.hull.name}-{self.hull.hash[:16]}/{relaxed}"
+            f"{'/corrected' if self.correct else ''}"
+        )
+
+    @property
+    def measurement(self) -> str:
+        """Key of the energies: potential and weights, relaxation, whatever the hull."""
+        return "energy/{}/{}".format(*self._energy)
+
+    @property
+    def _energy(self) -> tuple[str, str]:
+        """What an energy depends on: potential and relaxation."""
         relaxed = "as given"
         if self.relax_settings is not None:
             described = repr(sorted(asdict(self.relax_settings).items()))
             relaxed = "relaxed-" + hashlib.sha256(described.encode()).hexdigest()[:12]
-        weights = self.potential.weights_hash[:16]
-        return (
-            f"{self.name}/1/{self.potential.name}-{weights}/"
-            f"{self.hull.name}-{self.hull.hash[:16]}/{relaxed}"
-            f"{'/corrected' if self.correct else ''}"
-        )
+        return f"{self.potential.name}-{self.potential.weights_hash[:16]}", relaxed
 
     @property
     def description(self) -> dict[str, Any]:
@@ -102,7 +121,9 @@ class EnergyAboveHull:
             "relaxed": self.relax_settings is not None,
         }
 
-    def evaluate(self, structures: Sequence[Structure | Cell]) -> Scores:
+    def evaluate(
+        self, structures: Sequence[Structure | Cell], shared: Measurements | None = None
+    ) -> Scores:
         """Energies above hull of B crystals, order kept.
 
         A crystal with an element that the hull lacks is unsupported, and its energy is not asked
@@ -111,7 +132,10 @@ class EnergyAboveHull:
         fractions, unsupported = self._fractions(structures)
         asked = [i for i, (status, _) in enumerate(unsupported) if status is Status.OK]
         results: list[EnergyResult | None] = [None] * len(structures)
-        for i, result in zip(asked, self.energies([structures[i] for i in asked]), strict=True):
+        energies = (shared or Shared()).get(
+            self.measurement, [structures[i] for i in asked], self.energies
+        )
+        for i, result in zip(asked, energies, strict=True):
             results[i] = result
         return self._scores(structures, fractions, unsupported, results)
 

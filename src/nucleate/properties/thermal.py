@@ -1,6 +1,6 @@
 """Vibrations of crystals: heat capacity and dynamical stability, by a potential and phonopy.
 
-Both read the same phonons, which are computed once for each crystal.
+Both are read from the same phonons, which an objective computes once for each crystal.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from nucleate.physics.phonons import Phonons, PhononSettings, phonons, require_p
 from nucleate.physics.potentials import get_potential
 from nucleate.physics.relax import TIGHT
 from nucleate.properties.shared import Shared, described, scores_of
-from nucleate.protocols import CostClass, Potential, Scores
+from nucleate.protocols import CostClass, Measurements, Potential, Scores
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from nucleate.physics.cells import Cell
     from nucleate.physics.relax import RelaxSettings
-
-_phonons: Shared[Phonons] = Shared(capacity=500)
 
 
 class PhononStability:
@@ -67,12 +65,19 @@ class PhononStability:
         """Cache key: potential and weights, settings."""
         return f"{self.name}/1/{described(self.potential, self.settings)}"
 
-    def evaluate(self, structures: Sequence[Structure | Cell]) -> Scores:
+    @property
+    def measurement(self) -> str:
+        """Key of the phonons: potential and weights, settings."""
+        return f"phonons/{described(self.potential, self.settings)}"
+
+    def evaluate(
+        self, structures: Sequence[Structure | Cell], shared: Measurements | None = None
+    ) -> Scores:
         """Values of B crystals, order kept."""
-        results = _phonons.get(
-            described(self.potential, self.settings),
+        results = (shared or Shared()).get(
+            self.measurement,
             structures,
-            lambda cells: phonons(cells, self.potential, self.settings),
+            lambda crystals: phonons(crystals, self.potential, self.settings),
         )
         return scores_of(results, self._judge, self._columns)
 

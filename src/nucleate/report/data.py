@@ -71,6 +71,7 @@ class ReportCrystal:
         sun: stable, unique and novel.
         hull_support: competing phases that the main hull knows, None if not counted.
         formula: reduced formula; the structure's own if empty.
+        reward: the objective's, NaN where it is not known.
         cif: CIF text; written from the structure if empty.
     """
 
@@ -82,6 +83,7 @@ class ReportCrystal:
     sun: bool = False
     hull_support: int | None = None
     formula: str = ""
+    reward: float = math.nan
     cif: str = ""
 
 
@@ -199,6 +201,7 @@ def report_crystal(
         sun=_truth(row.get("sun")),
         hull_support=int(support) if math.isfinite(support) else None,
         formula=str(row.get("formula", "")),
+        reward=_number(row.get("reward")),
         cif=cif,
     )
 

@@ -26,8 +26,11 @@ def crystals(data: ReportData, cifs: Sequence[str], drawings: Sequence[Mapping[s
     heads = "".join(
         f"<th class='n'><button>E_hull {escape(s)}, eV/atom</button></th>" for s in labels
     )
+    rewarded = any(math.isfinite(c.reward) for c in data.crystals)
+    if rewarded:
+        heads = f"<th class='n'><button>reward</button></th>{heads}"
     rows = "".join(
-        _crystal_row(i, crystal, cif, labels)
+        _crystal_row(i, crystal, cif, labels, rewarded)
         for i, (crystal, cif) in enumerate(zip(data.crystals, cifs, strict=True))
     )
     everything = _uri(extxyz(data.crystals), "chemical/x-xyz")
@@ -77,12 +80,18 @@ def _tile(i: int, crystal: ReportCrystal, drawn: Mapping[str, Any], labels: Sequ
     )
 
 
-def _crystal_row(i: int, crystal: ReportCrystal, cif: str, labels: Sequence[str]) -> str:
+def _crystal_row(
+    i: int, crystal: ReportCrystal, cif: str, labels: Sequence[str], rewarded: bool
+) -> str:
     formula = formula_of(crystal)
     values = [crystal.e_above_hull.get(label, math.nan) for label in labels]
     cells = "".join(
         f"<td class='n' data-v='{v if math.isfinite(v) else ''}'>{_energy(v)}</td>" for v in values
     )
+    if rewarded:
+        reward = crystal.reward
+        shown = f"{reward:.4g}" if math.isfinite(reward) else DASH
+        cells = f"<td class='n' data-v='{reward if shown != DASH else ''}'>{shown}</td>{cells}"
     new = "new formula" if crystal.new_formula else "new structure" if crystal.new else "known"
     if crystal.sun:
         new = f"{new}, S.U.N."

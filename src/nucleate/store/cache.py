@@ -1,7 +1,9 @@
 """What all runs of a project folder have computed: one file, so that nothing is computed twice.
 
-An evaluation is keyed by (digest of the crystal, key of the property), and the key holds the
+An evaluation is keyed by (:func:`crystal_digest`, key of the property), and the key holds the
 property's settings and the hashes of its weights: what would give another value has another key.
+The digest is that of the very crystal that the property saw, drawn, relaxed or read from a file, so
+that runs and scored files share what they compute.
 Several runs, on this machine or on others that see the folder, read and write the file at the same
 time; a writer waits for the one before it.
 
@@ -12,9 +14,13 @@ run that met it, and other runs try anew.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nucleate.protocols import Status
 from nucleate.store.database import Database
@@ -22,7 +28,13 @@ from nucleate.store.experience import Evaluation
 from nucleate.store.filesystem import storage_errors
 from nucleate.store.values import compact_json, finite, number, numbers
 
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
 CACHE = "evaluations.sqlite"
+STEPS = 1e5
+"""In 1 Å and in 1 of a fractional coordinate, a hundred times fewer in 1 degree: what is nearer
+counts as equal, so that digests survive files of eight digits."""
 KEPT = frozenset({Status.OK, Status.UNSUPPORTED, Status.INVALID})
 
 _SCHEMA = """
@@ -32,6 +44,23 @@ CREATE TABLE evaluations (
     status TEXT NOT NULL, reason TEXT NOT NULL, extra TEXT NOT NULL, seconds REAL NOT NULL,
     source TEXT NOT NULL, PRIMARY KEY (property, digest)) WITHOUT ROWID;
 """
+
+
+def crystal_digest(structure: Structure) -> str:
+    """Hash of all that a property may read of a crystal: cell, sites in order, their properties.
+
+    Another cell of the same crystal has another digest: a property may count its atoms. Turning the
+    crystal in space changes nothing.
+    """
+    lattice = structure.lattice
+    with np.errstate(invalid="ignore"):  # of numbers that are not finite
+        lengths = np.rint(np.array(lattice.abc) * STEPS).astype("<i8")
+        angles = np.rint(np.array(lattice.angles) * STEPS / 100).astype("<i8")
+        coords = np.rint(structure.frac_coords * STEPS).astype("<i8") % int(STEPS)
+    sites = [site.species_string for site in structure]
+    text = json.dumps([sites, structure.site_properties], sort_keys=True, default=str)
+    content = b"".join(part.tobytes() for part in (lengths, angles, coords)) + text.encode()
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 class EvaluationCache(Database):

@@ -32,7 +32,7 @@ from nucleate.store.packing import pack_cell, unpack_cell
 from nucleate.store.values import compact_json, finite, number, numbers
 from nucleate.structures.parsing import Cell
 
-_COLUMNS: Mapping[str, type] = {
+COLUMNS: Mapping[str, type] = {
     "step": np.int64,
     "position": np.int64,
     "digest": object,
@@ -44,6 +44,7 @@ _COLUMNS: Mapping[str, type] = {
     "status": object,
     "reason": object,
 }
+"""Of all sampled crystals, beside those of properties."""
 
 _UPGRADE_FROM_1 = """
 ALTER TABLE properties ADD COLUMN cost TEXT NOT NULL DEFAULT '';
@@ -405,10 +406,10 @@ class ExperienceStore(Database):
             "WHERE c.step BETWEEN ? AND ? ORDER BY c.step, c.position",
             (low, high),
         )
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(COLUMNS)
         table: dict[str, np.ndarray] = {
             name: np.array(column, dtype=dtype)  # None becomes NaN in a column of floats
-            for (name, dtype), column in zip(_COLUMNS.items(), columns, strict=True)
+            for (name, dtype), column in zip(COLUMNS.items(), columns, strict=True)
         }
         for name in properties:
             known = {

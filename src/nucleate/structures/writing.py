@@ -86,11 +86,13 @@ def cif_text(structure: Structure, symprec: float | None = 0.01) -> str:
         return str(CifWriter(structure))
 
 
-def write_cif(structure: Structure, path: str | Path, symprec: float | None = 0.01) -> None:
-    """One crystal as CIF; see :func:`cif_text`."""
+def write_cif(
+    structure: Structure, path: str | Path, symprec: float | None = 0.01, comment: str = ""
+) -> None:
+    """One crystal as CIF, below a line of comment if there is one; see :func:`cif_text`."""
     text = cif_text(structure, symprec)
     with replacing(path) as stream:
-        stream.write(text)
+        stream.write(f"# {comment}\n{text}" if comment else text)
 
 
 def write_cifs(
@@ -98,6 +100,7 @@ def write_cifs(
     folder: str | Path,
     names: Sequence[str] | None = None,
     symprec: float | None = 0.01,
+    comments: Sequence[str] | None = None,
 ) -> list[Path]:
     """Each crystal as a CIF of its own.
 
@@ -106,6 +109,7 @@ def write_cifs(
         folder: made if missing.
         names: N file names without extension; by default rank and reduced formula.
         symprec: see :func:`cif_text`.
+        comments: N lines that the files begin with.
 
     Returns:
         The N paths written.
@@ -119,8 +123,9 @@ def write_cifs(
     paths = [Path(folder) / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)}.cif" for name in names]
     if len(set(paths)) < len(paths):
         raise ValueError("file names of crystals must differ")
-    for structure, path in zip(structures, paths, strict=True):
-        write_cif(structure, path, symprec)
+    said = [""] * len(paths) if comments is None else comments
+    for structure, path, comment in zip(structures, paths, said, strict=True):
+        write_cif(structure, path, symprec, comment)
     return paths
 
 
