@@ -39,8 +39,7 @@ from nucleate.recipe import ConditionSettings, Recipe
 from nucleate.scoring import read_all
 from nucleate.store.cache import EvaluationCache
 from nucleate.structures.identity import ReferenceSet
-from nucleate.structures.matching import cell_digest
-from nucleate.structures.parsing import to_cell
+from nucleate.structures.parsing import cell_digest, to_cell
 from nucleate.structures.wyckoff import encode
 
 DEFAULT_HULLS = ("mp2020", "chgnet")

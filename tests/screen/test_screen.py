@@ -12,9 +12,8 @@ from nucleate.errors import InputError
 from nucleate.screen.screen import Screen, Screened
 from nucleate.screen.settings import ScreenSettings
 from nucleate.store.experience import ExperienceStore
-from nucleate.structures.formulas import FormulaIndex
+from nucleate.structures.formulas import FormulaIndex, composition_key
 from nucleate.structures.identity import ReferenceSet
-from nucleate.structures.matching import composition_key
 
 FULL = ["valid", "relaxed", {"type": "stable", "below": 0.5}, "unique", "novel"]
 EDGE = (2 * VOLUME) ** (1 / 3)  # of a cell of two atoms at rest

@@ -7,8 +7,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import InputError
-from nucleate.structures.formulas import FormulaIndex, batch_keys
-from nucleate.structures.matching import composition_key
+from nucleate.structures.formulas import FormulaIndex, batch_keys, composition_key
 from nucleate.structures.wyckoff import encode
 
 
@@ -68,3 +67,8 @@ def test_empty_set_and_unreadable_file(tmp_path):
             FormulaIndex.load(tmp_path / "f.npy")
     with pytest.raises(InputError, match="absent"):
         FormulaIndex.load(tmp_path / "absent.npy")
+
+
+def test_composition_key_is_of_the_reduced_formula():
+    assert composition_key(np.array([8, 22, 8])) == composition_key(np.array([22, 8, 8, 22, 8, 8]))
+    assert composition_key(np.array([8, 22])) != composition_key(np.array([8, 22, 8]))

@@ -9,17 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
+from nucleate.structures.formulas import composition_key
 from nucleate.structures.io import iter_raw
-from nucleate.structures.matching import (
-    Candidates,
-    cell_digest,
-    composition_key,
-    reduce_cell,
-    reduce_cells,
-    same_crystal,
-    same_crystals,
-)
+from nucleate.structures.matching import Candidates, same_crystal, same_crystals
 from nucleate.structures.parsing import parse_cell, to_structure
+from nucleate.structures.reduction import reduce_cell, reduce_cells
 
 
 def random_cell(rng, n_atoms=4, elements=(3, 8)):
@@ -82,24 +76,6 @@ def test_many_pairs_at_once():
     assert 20 < sum(wanted) < 110 and halved > 10
 
 
-def test_primitive_cell_is_pymatgens():
-    rng = np.random.default_rng(5)
-    for size in (1, 2, 3, 4, 6):
-        lattice, numbers, frac = random_cell(rng, 3)
-        steps = np.arange(size)[:, None, None] * [1 / size, 0, 0]
-        many = (frac / [size, 1, 1] + steps).reshape(-1, 3) + rng.normal(
-            scale=0.01, size=(3 * size, 3)
-        )
-        cell = lattice * [[size], [1], [1]], np.tile(numbers, size), many
-        structure = to_structure(cell).get_reduced_structure()
-        theirs, ours = structure.get_primitive_structure(), reduce_cell(cell)
-        assert sorted(theirs.atomic_numbers) == sorted(ours.numbers.tolist())
-        assert np.allclose(sorted(theirs.lattice.abc), ours.lengths * ours.volume ** (1 / 3))
-        found = to_structure((ours.matrix, ours.numbers, ours.frac_coords))
-        rms, _ = StructureMatcher(primitive_cell=False).get_rms_dist(theirs, found)
-        assert rms < 1e-6
-
-
 def test_supercell_and_other_setting_are_the_same_crystal():
     rng = np.random.default_rng(0)
     cell = random_cell(rng)
@@ -137,18 +113,6 @@ def test_unequal_numbers_of_sites_never_match():
     assert composition_key(small[1]) == composition_key(large[1])
     for first, second in ((small, large), (large, small)):
         assert verdicts(first, second) == (False, False)
-
-
-def test_composition_key_is_of_the_reduced_formula():
-    assert composition_key(np.array([8, 22, 8])) == composition_key(np.array([22, 8, 8, 22, 8, 8]))
-    assert composition_key(np.array([8, 22])) != composition_key(np.array([8, 22, 8]))
-
-
-def test_digest_sees_the_last_digit():
-    cell = random_cell(np.random.default_rng(2))
-    moved = (cell[0], cell[1], cell[2] + np.array([0, 0, 1e-15]))
-    assert cell_digest(cell) == cell_digest((cell[0].copy(), cell[1], cell[2]))
-    assert cell_digest(cell) != cell_digest(moved)
 
 
 def test_degenerate_cells_do_not_raise():

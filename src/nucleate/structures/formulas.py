@@ -7,14 +7,18 @@ new polymorph, which only :class:`nucleate.structures.identity.ReferenceSet` can
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
+from math import gcd
 from pathlib import Path
+from struct import pack
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nucleate.errors import InputError
-from nucleate.structures.matching import composition_key
 from nucleate.structures.writing import replacing
 from nucleate.structures.wyckoff import WyckoffBatch
 
@@ -22,11 +26,29 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
+def composition_key(numbers: np.ndarray) -> int:
+    """64-bit hash of the reduced formula, the same for every multiple of the formula unit.
+
+    Args:
+        numbers: (N,) atomic numbers.
+    """
+    return _key(np.asarray(numbers, dtype=np.int64).tobytes())
+
+
+@lru_cache(maxsize=100_000)
+def _key(numbers: bytes) -> int:
+    counts = sorted(Counter(np.frombuffer(numbers, dtype=np.int64).tolist()).items())
+    units = gcd(*(count for _, count in counts))
+    content = [z for z, _ in counts] + [count // units for _, count in counts]
+    packed = pack(f"<{len(content)}q", *content)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+
 class FormulaIndex:
     """A set of reduced formulas by their 64-bit keys.
 
     Args:
-        keys: integers of :func:`nucleate.structures.matching.composition_key`.
+        keys: integers of :func:`composition_key`.
         source: description of the set, printed beside results.
     """
 

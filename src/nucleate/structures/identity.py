@@ -24,15 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nucleate.errors import InputError
-from nucleate.structures.matching import (
-    Candidates,
-    ReducedCell,
-    cell_digest,
-    composition_key,
-    reduce_cells,
-    same_crystals,
-)
-from nucleate.structures.parsing import Cell, to_cell
+from nucleate.structures.formulas import composition_key
+from nucleate.structures.matching import Candidates, same_crystals
+from nucleate.structures.parsing import Cell, cell_digest, to_cell
+from nucleate.structures.reduction import ReducedCell, reduce_cells
 from nucleate.structures.writing import replacing
 
 if TYPE_CHECKING:
@@ -66,7 +61,7 @@ FIRST_PARTNERS = 4  # crystals of its formula that a crystal meets before it mee
 
 
 def _reduced(cells: Mapping[bytes, Cell]) -> dict[bytes, ReducedCell | None]:
-    """:func:`~nucleate.structures.matching.reduce_cells` by digest, the last ones remembered."""
+    """:func:`~nucleate.structures.reduction.reduce_cells` by digest, the last ones remembered."""
     missing = {digest: cell for digest, cell in cells.items() if digest not in _recent}
     _recent.update(zip(missing, reduce_cells(list(missing.values())), strict=True))
     found = {digest: _recent[digest] for digest in cells}
@@ -254,7 +249,7 @@ class ReferenceSet:
     asked for, and the most recent formulas stay in memory.
 
     Args:
-        keys: (N,) uint64 from :func:`~nucleate.structures.matching.composition_key`, 0 for a row
+        keys: (N,) uint64 from :func:`~nucleate.structures.formulas.composition_key`, 0 for a row
             without a crystal.
         fetch: gives the cells of an array of row numbers.
         ids: (N,) names of the crystals; row numbers without it.

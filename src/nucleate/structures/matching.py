@@ -2,10 +2,10 @@
 
 ``StructureMatcher().fit(stored, new)`` (S. P. Ong et al., Comput. Mater. Sci. 68 (2013) 314;
 ltol 0.2, stol 0.3, angle_tol 5 degrees, primitive cells, scaled to equal volume, sites compared by
-element) spends most of its time copying ``Structure`` objects. Here a crystal is reduced once and
-kept as arrays, and the search over lattice mappings and translations runs over many pairs of
-crystals at once. What could come out otherwise than in pymatgen, for lack of a clear answer, is
-asked of pymatgen, so that the verdict is the same.
+element) spends most of its time copying ``Structure`` objects. Here a crystal is reduced once (see
+:mod:`nucleate.structures.reduction`), and the search over lattice mappings and translations runs
+over many pairs of crystals at once. What could come out otherwise than in pymatgen, for lack of a
+clear answer, is asked of pymatgen, so that the verdict is the same.
 
 Two facts about the definition. After reduction to primitive cells, crystals with unequal numbers
 of sites never match. And ``fit`` is not symmetric for pairs close to a tolerance, since the
@@ -15,301 +15,21 @@ the new one second, as in ``StructureMatcher.group_structures``.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import gcd, pi
-from struct import pack
+from math import pi
 
 import numpy as np
 
-from nucleate.structures.niggli import niggli
-from nucleate.structures.parsing import Cell
+from nucleate.structures.reduction import ReducedCell
 
 LTOL = 0.2
 STOL = 0.3
 ANGLE_TOL = 5.0
-PRIMITIVE_TOL = 0.25  # Å, default of get_primitive_structure
 MAX_BLOCK = 100_000  # pairs of sites, before mappings, looked at in one go
-MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
 TIE = 1e-6  # relative; distances closer to one another than this count as equal
 _SHIFTS = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
-_SUMS = np.array(
-    [shift for shift in _SHIFTS[14:] if np.abs(shift).sum() > 1]
-)  # one of each +- pair
-_LONGEST = np.array([int(np.flatnonzero(shift)[-1]) for shift in _SUMS])  # last edge in each sum
-
-
-@dataclass(frozen=True, eq=False)
-class ReducedCell:
-    """A crystal in the reduced primitive cell in which it is compared.
-
-    Attributes:
-        matrix: (3, 3) float64, row vectors, Å.
-        numbers: (N,) int64, atomic numbers, the rarest elements first.
-        frac_coords: (N, 3) float64.
-        origin: the site that pymatgen lays on each site of its kind.
-        volume: Å³.
-        lengths: (3,) cell lengths, ascending, volume scaled to 1.
-        minima: (3,) successive minima of the lattice, volume scaled to 1; zeros where the cell is
-            not seen to be reduced, as a lower bound is all that :class:`Candidates` needs.
-    """
-
-    matrix: np.ndarray
-    numbers: np.ndarray
-    frac_coords: np.ndarray
-    origin: int
-    volume: float
-    lengths: np.ndarray
-    minima: np.ndarray
-
-
-def _lengths_and_minima(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths (B, 3), ascending, and lengths (B, 3) of the shortest independent lattice vectors.
-
-    With edges in ascending order, the cell is Minkowski reduced, and its edges are the minima,
-    if no sum or difference of edges is shorter than the longest edge in it (in three dimensions
-    the coefficients -1, 0 and 1 suffice). Otherwise the minima are zeros, which reject nothing.
-    """
-    lengths = np.linalg.norm(matrices, axis=2)
-    order = np.argsort(lengths, axis=1)
-    lengths = np.take_along_axis(lengths, order, axis=1)
-    edges = np.take_along_axis(matrices, order[..., None], axis=1)
-    sums = np.linalg.norm(_SUMS @ edges, axis=2)
-    seen = (sums >= lengths[:, _LONGEST] * (1.0 - 1e-6)).all(axis=1)
-    return lengths, np.where(seen[:, None], lengths, 0.0)
-
-
-def composition_key(numbers: np.ndarray) -> int:
-    """64-bit hash of the reduced formula, the same for every multiple of the formula unit.
-
-    Args:
-        numbers: (N,) atomic numbers.
-    """
-    return _key(np.asarray(numbers, dtype=np.int64).tobytes())
-
-
-@lru_cache(maxsize=100_000)
-def _key(numbers: bytes) -> int:
-    counts = sorted(Counter(np.frombuffer(numbers, dtype=np.int64).tolist()).items())
-    units = gcd(*(count for _, count in counts))
-    content = [z for z, _ in counts] + [count // units for _, count in counts]
-    packed = pack(f"<{len(content)}q", *content)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
-
-
-def cell_digest(cell: Cell) -> bytes:
-    """Hash of the exact numbers of a cell: equal digests, equal verdicts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part, kind in zip(cell, ("<f8", "<i8", "<f8"), strict=True):
-        digest.update(np.ascontiguousarray(part, dtype=kind).tobytes())
-    return digest.digest()
-
-
-def reduce_cell(cell: Cell) -> ReducedCell | None:
-    """The reduced primitive cell; see :func:`reduce_cells`."""
-    return reduce_cells([cell])[0]
-
-
-def reduce_cells(cells: Sequence[Cell]) -> list[ReducedCell | None]:
-    """The reduced primitive cells, as by pymatgen; None for a cell that is no crystal.
-
-    A cell that is not finite, has less than 0.1 Å³ an atom, or is thinner than any crystal matches
-    nothing: on such cells pymatgen's search fails or goes on for ever.
-
-    Args:
-        cells: row vectors in Å, atomic numbers, fractional coordinates of each crystal.
-    """
-    result: list[ReducedCell | None] = [None] * len(cells)
-    if not cells:
-        return result
-    given = np.array([cell[0] for cell in cells], dtype=float)
-    rows = np.flatnonzero(_usable(given, cells))
-    bases = niggli(given[rows])
-    rows, bases = rows[found := np.isfinite(bases).all(axis=(1, 2))], bases[found]
-    change = given[rows] @ np.linalg.inv(bases)
-    kept, reduced = [], []
-    for row, basis, turn in zip(rows.tolist(), bases, change, strict=True):
-        frac = cells[row][2] @ turn
-        primitive = _primitive(
-            (basis, np.asarray(cells[row][1], dtype=np.int64), frac - np.floor(frac))
-        )
-        if primitive is not None:
-            kept.append(row)
-            reduced.append(primitive)
-    matrices = np.array([cell[0] for cell in reduced]).reshape(-1, 3, 3)
-    volumes = np.abs(np.linalg.det(matrices))
-    lengths, minima = _lengths_and_minima(matrices)
-    scale = volumes[:, None] ** (-1.0 / 3.0)
-    lengths, minima = lengths * scale, minima * scale
-    thin = lengths[:, 2] > MAX_ASPECT
-    for i, (row, (matrix, numbers, frac)) in enumerate(zip(kept, reduced, strict=True)):
-        if not thin[i]:
-            order, origin = _order(numbers.tobytes())
-            result[row] = ReducedCell(
-                matrix,
-                numbers[order],
-                frac[order],
-                origin,
-                float(volumes[i]),
-                lengths[i],
-                minima[i],
-            )
-    return result
-
-
-def _usable(matrices: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
-    """(B,) bool, whether cells are finite and have a volume in which pymatgen finds its way."""
-    sizes = np.array([len(cell[1]) for cell in cells])
-    usable = np.isfinite(matrices).all(axis=(1, 2)) & (sizes > 0)
-    usable &= np.array([bool(np.isfinite(cell[2]).all()) for cell in cells])
-    matrices = np.where(usable[:, None, None], matrices, np.eye(3))
-    volume = np.abs(np.linalg.det(matrices))
-    lengths = np.linalg.norm(matrices, axis=2)
-    per_atom = volume / np.maximum(sizes, 1)
-    usable &= (volume > 0.1) & (per_atom >= 0.1) & (per_atom <= 1e5)
-    return usable & (lengths.min(axis=1) >= 0.01) & (lengths.max(axis=1) <= 1e4)
-
-
-@lru_cache(maxsize=20_000)
-def _order(numbers: bytes) -> tuple[np.ndarray, int]:
-    """Order of sites by how rare their element is, and the place in it of the first rarest one.
-
-    Args:
-        numbers: atomic numbers as 64-bit integers.
-    """
-    listed = np.frombuffer(numbers, dtype=np.int64).tolist()
-    counts = Counter(listed)
-    order = sorted(range(len(listed)), key=lambda i: (counts[listed[i]], listed[i]))
-    first = min(range(len(listed)), key=lambda i: counts[listed[i]])
-    return np.array(order), order.index(first)
-
-
-def _primitive(cell: Cell) -> Cell | None:
-    """What ``Structure.get_primitive_structure`` gives, without its objects for sites."""
-    depth = 0
-    while (smaller := _smaller(cell)) is not None:
-        cell, depth = smaller, depth + 1
-    for _ in range(depth):  # pymatgen reduces once for each step
-        basis = niggli(cell[0][None])[0]
-        if not np.isfinite(basis).all():
-            return None
-        frac = cell[2] @ cell[0] @ np.linalg.inv(basis)
-        cell = basis, cell[1], frac - np.floor(frac)
-    return cell
-
-
-def _smaller(cell: Cell) -> Cell | None:
-    """The first smaller cell that ``get_primitive_structure`` finds, not reduced.
-
-    A smaller cell holds the atoms of each element a whole number of times fewer, and each of its
-    vectors leads from the first atom of the rarest element to another one and every atom to one
-    of its kind, each within twice the tolerance.
-    """
-    matrix, numbers, frac = cell
-    units, groups = _kinds(numbers.tobytes())
-    if units == 1:
-        return None
-    tolerance = PRIMITIVE_TOL / np.sqrt((matrix * matrix).sum(axis=1))
-    rarest = frac[groups[0]]
-    shifts = rarest - rarest[0]
-    for group in groups:
-        atoms = frac[group]
-        away = shifts[:, None, None] - (atoms - atoms[:, None])
-        away -= np.rint(away)
-        shifts = shifts[(np.abs(away) <= 2.0 * tolerance).all(-1).any(-1).all(-1)]
-        if len(shifts) == 1 and tolerance.max() * units < 0.999:
-            return None  # only the shift by nothing, and no n-th part of an edge is nothing
-    forms, inverses = _sublattices(units)
-    away = inverses[:, :, None] - shifts
-    away -= np.round(away)
-    found = (np.abs(away) < tolerance).all(axis=-1).any(axis=-1).all(axis=-1)
-    by_symbol = sorted(groups, key=lambda group: _symbols()[numbers[group[0]]])
-    for form, inverse in zip(forms[found], inverses[found], strict=True):
-        basis = inverse @ matrix
-        within = PRIMITIVE_TOL / np.linalg.norm(basis, axis=1)
-        merged = [_merged(frac[group], form, tolerance, within) for group in by_symbol]
-        coords = [atoms for atoms in merged if atoms is not None]
-        if len(coords) == len(by_symbol):
-            kinds = [numbers[group[0]] for group in by_symbol]
-            return basis, np.repeat(kinds, list(map(len, coords))), np.concatenate(coords)
-    return None
-
-
-def _merged(
-    frac: np.ndarray, form: np.ndarray, tolerance: np.ndarray, within: np.ndarray
-) -> np.ndarray | None:
-    """Atoms (N / n, 3) of one element in an n-th part of the cell; None where it is none.
-
-    Args:
-        frac: (N, 3) fractional coordinates.
-        form: (3, 3) the cell in terms of its part, of determinant n.
-        tolerance: (3,) fractional, of the cell.
-        within: (3,) fractional, of its part.
-    """
-    away = frac - frac[:, None]
-    apart = (np.abs(away - np.round(away)) > 2.0 * tolerance).any(axis=-1)
-    np.fill_diagonal(apart, val=True)
-    atoms = frac @ form
-    away = atoms - atoms[:, None]
-    same = (np.abs(away - np.round(away)) < within).all(axis=-1) & apart
-    size = round(float(np.prod(np.diag(form))))
-    if (same.sum(axis=0) != size).any() or not all(same[row][:, row].all() for row in same):
-        return None
-    atoms %= 1
-    result, added = [], np.zeros(len(frac), bool)
-    for i, row in enumerate(same):
-        if not added[i]:
-            added |= row
-            first, *others = atoms[row]
-            for n, other in enumerate(others, 2):
-                offset = other - first
-                first = first + (offset - np.round(offset)) / n
-            result.append(first)
-    return np.array(result)
-
-
-@lru_cache(maxsize=20_000)
-def _kinds(numbers: bytes) -> tuple[int, list[np.ndarray]]:
-    """Formula units, and the sites of each element, the rarest first, then by symbol."""
-    listed = np.frombuffer(numbers, dtype=np.int64)
-    groups = [np.flatnonzero(listed == z) for z in _by_symbol(np.unique(listed).tolist())]
-    return gcd(*map(len, groups)), sorted(groups, key=len)
-
-
-def _by_symbol(numbers: list[int]) -> list[int]:
-    """Atomic numbers in the order of their symbols."""
-    return sorted(numbers, key=_symbols().__getitem__)
-
-
-@lru_cache(maxsize=1)
-def _symbols() -> list[str]:
-    """Symbols by atomic number."""
-    from pymatgen.core import Element
-
-    return ["", *(Element.from_Z(z).symbol for z in range(1, 119))]
-
-
-@lru_cache(maxsize=64)
-def _sublattices(units: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hermite normal forms (M, 3, 3) of all cells of 2 to ``units`` parts, and their inverses.
-
-    The inverses are bases of the parts in fractions of the cell; parts divide ``units``.
-    """
-    forms = [
-        [[a, b, c], [0, e, f], [0, 0, size // a // e]]
-        for size in range(2, units + 1)
-        if units % size == 0
-        for a in range(1, size + 1)
-        if size % a == 0
-        for e in range(1, size // a + 1)
-        if size // a % e == 0
-        for b, c, f in product(range(a), range(a), range(e))
-    ]
-    return np.array(forms, dtype=float), np.linalg.inv(np.array(forms, dtype=float))
 
 
 class Candidates:

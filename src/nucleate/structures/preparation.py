@@ -30,9 +30,9 @@ import numpy as np
 
 from nucleate.errors import InputError, NucleateError, StorageError
 from nucleate.structures.datasets import CRYSTAL_ARRAYS, FORMAT, SITE_ARRAYS
+from nucleate.structures.formulas import composition_key
 from nucleate.structures.io import iter_raw, source_files
 from nucleate.structures.labels import LABELS, LabelTable, label
-from nucleate.structures.matching import composition_key
 from nucleate.structures.parsing import COINCIDENT, Cell, RawRecord, parse_cell
 from nucleate.structures.validity import minimum_distance
 from nucleate.structures.wyckoff import encode_cells
