@@ -70,7 +70,7 @@ def _reduced(cells: Mapping[bytes, Cell]) -> dict[bytes, ReducedCell | None]:
     return found
 
 
-@dataclass
+@dataclass(slots=True)
 class _Family:
     """The representatives of one reduced formula, in order; each is reduced at its first use."""
 
@@ -103,7 +103,7 @@ class _Family:
         return [cell_digest(cell) for cell in self.cells[self.n_indexed :]]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Query:
     """A crystal that meets the representatives of its formula from ``start`` on."""
 

@@ -15,7 +15,7 @@ the new one second, as in ``StructureMatcher.group_structures``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
 from math import pi
@@ -31,21 +31,23 @@ MAX_BLOCK = 100_000  # pairs of sites, before mappings, looked at in one go
 TIE = 1e-6  # relative; distances closer to one another than this count as equal
 _SHIFTS = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
 
+_NONE_YET = np.zeros(0, np.int64), np.zeros((0, 3))
+
 
 class Candidates:
     """Stored crystals of one reduced formula, searched for those that a new one may match."""
 
     def __init__(self) -> None:
         self.cells: list[ReducedCell] = []
-        self._sizes = np.zeros(4, np.int64)
-        self._minima = np.zeros((4, 3))
+        self._sizes, self._minima = _NONE_YET
 
     def append(self, cell: ReducedCell) -> None:
         """One more stored crystal."""
         row = len(self.cells)
         if row == len(self._sizes):
-            self._sizes = np.concatenate([self._sizes, np.zeros(row, np.int64)])
-            self._minima = np.concatenate([self._minima, np.zeros((row, 3))])
+            room = max(row, 4)
+            self._sizes = np.concatenate([self._sizes, np.zeros(room, np.int64)])
+            self._minima = np.concatenate([self._minima, np.zeros((room, 3))])
         self._sizes[row], self._minima[row] = len(cell.numbers), cell.minima
         self.cells.append(cell)
 
@@ -88,17 +90,33 @@ def same_crystals(pairs: Sequence[Pair]) -> np.ndarray:
     for row, (stored, new) in enumerate(pairs):
         if np.array_equal(stored.numbers, new.numbers):
             if rows and size + len(new.numbers) ** 2 > MAX_BLOCK:
-                verdicts[rows] = _Block([pairs[i] for i in rows]).verdicts()
+                verdicts[rows] = _verdicts([pairs[i] for i in rows])
                 rows, size = [], 0
             rows.append(row)
             size += len(new.numbers) ** 2
     if rows:
-        verdicts[rows] = _Block([pairs[i] for i in rows]).verdicts()
+        verdicts[rows] = _verdicts([pairs[i] for i in rows])
     return verdicts
+
+
+def _verdicts(pairs: Sequence[Pair]) -> np.ndarray:
+    """(P,) verdicts on pairs with the same atoms; most that match do so edge by edge."""
+    verdicts = _Block(pairs, _edge_mappings).verdicts()
+    left = np.flatnonzero(~verdicts)
+    if len(left):
+        verdicts[left] = _Block([pairs[i] for i in left], _lattice_mappings).verdicts()
+    return verdicts
+
+
+Mappings = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class _Block:
     """P pairs of crystals with the same atoms, padded to the largest number N of sites.
+
+    Args:
+        pairs: the crystals, stored and new.
+        mappings: :func:`_lattice_mappings` or :func:`_edge_mappings`.
 
     Attributes:
         sizes: (P,) numbers of sites.
@@ -111,7 +129,9 @@ class _Block:
         nearby: (M, 3) fractional reach along each axis.
     """
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], mappings: Callable[[np.ndarray, np.ndarray], Mappings]
+    ) -> None:
         self.sizes = np.array([len(new.numbers) for _, new in pairs])
         shape = (len(pairs), int(self.sizes.max()))
         self.numbers = np.zeros(shape, np.int64)
@@ -124,7 +144,7 @@ class _Block:
         ratio = np.array([(new.volume / stored.volume) ** (1.0 / 6.0) for stored, new in pairs])
         matrices = np.array([stored.matrix for stored, _ in pairs]) * ratio[:, None, None]
         target = _parameters(np.array([new.matrix for _, new in pairs]) / ratio[:, None, None])
-        self.pair, steps, mapped = _lattice_mappings(matrices, target)
+        self.pair, steps, mapped = mappings(matrices, target)
         self.parameters = (_parameters(mapped) + target[self.pair]) / 2
         volume, spacing = _volume_and_spacing(self.parameters)
         self.normalisation = (self.sizes[self.pair] / volume) ** (1.0 / 3.0)
@@ -136,31 +156,42 @@ class _Block:
         self.first, self.count = same.argmax(axis=2), same.sum(axis=2)
 
     def verdicts(self) -> np.ndarray:
-        """(P,) bool."""
+        """(P,) bool.
+
+        The mappings of a pair are tried in turn, more of them each time. A trial that is not clear
+        is left out where no trial of its mapping brings every site near a partner: a fit moves all
+        sites by nearly the same vector, that of the origin's site to its own partner, so the trial
+        that starts from this vector would be near.
+        """
         verdicts = np.zeros(len(self.sizes), bool)
-        mapping, shift = self._trials()
-        doubtful, width = [], 1
-        while len(mapping):
-            pair = self.pair[mapping]  # ascending
-            now = np.arange(len(pair)) - np.searchsorted(pair, pair) < width
-            fits, clear = self._fit(mapping[now], shift[now])
-            verdicts[pair[now][fits]] = True
-            doubtful += list(zip(mapping[now][~clear].tolist(), shift[now][~clear], strict=True))
-            left = ~now & ~verdicts[pair]
-            mapping, shift, width = mapping[left], shift[left], 4 * width
+        turn = np.arange(len(self.pair)) - np.searchsorted(self.pair, self.pair)
+        doubtful: list[tuple[int, np.ndarray]] = []
+        begin, end = 0, 1
+        while len(left := np.flatnonzero((turn >= begin) & ~verdicts[self.pair])):
+            mapping, shift = self._trials(left[turn[left] < end])
+            fits, clear, near = self._fit(mapping, shift)
+            verdicts[self.pair[mapping[fits]]] = True
+            rows = np.flatnonzero(~clear & np.isin(mapping, mapping[near]))
+            doubtful += zip(mapping[rows].tolist(), shift[rows], strict=True)
+            begin, end = end, 4 * end
         for chosen, moved in doubtful:
             if not verdicts[self.pair[chosen]]:
                 verdicts[self.pair[chosen]] = self._assigned(chosen, moved)
         return verdicts
 
-    def _trials(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mappings (T,) and shifts (T, 3) of new that bring each site near one of its kind."""
-        first = self.first[self.pair, self.origin[self.pair]]
-        count = self.count[self.pair, self.origin[self.pair]]
-        mapping = np.repeat(np.arange(len(self.pair)), count)
+    def _trials(self, mappings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mappings (T,) and shifts (T, 3) of new that bring each site near one of its kind.
+
+        Args:
+            mappings: (M,) those to try.
+        """
+        pair = self.pair[mappings]
+        count = self.count[pair, self.origin[pair]]
+        first = np.repeat(self.first[pair, self.origin[pair]], count)
+        mapping = np.repeat(mappings, count)
         at = np.arange(len(mapping)) - np.repeat(np.cumsum(count) - count, count)
         pair = self.pair[mapping]
-        shift = self.stored[mapping, first[mapping] + at] - self.new[pair, self.origin[pair]]
+        shift = self.stored[mapping, first + at] - self.new[pair, self.origin[pair]]
         for site in range(self.new.shape[1]):
             pair = self.pair[mapping]
             done = site >= self.sizes[pair]
@@ -176,19 +207,26 @@ class _Block:
             mapping, shift = mapping[kept], shift[kept]
         return mapping, shift
 
-    def _fit(self, mapping: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) whether every site has its partner after the best common shift, (T,) clearly or not.
+    def _fit(
+        self, mapping: np.ndarray, shift: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Whether every site has its partner after the best common shift.
+
+        Returns:
+            (T,) whether it has, (T,) clearly or not, (T,) whether one is near before that shift.
 
         Where the nearest partners of all sites are clearly that and all different, they are the
         best assignment.
         """
-        fits, clear = np.zeros(len(mapping), bool), np.zeros(len(mapping), bool)
+        fits, clear, near = (np.full(len(mapping), value) for value in (False, False, True))
         wide = self.nearby[mapping].max(axis=1)
         for some, images in ((wide < 0.5 - TIE, _SHIFTS[13:14]), (wide >= 0.5 - TIE, _SHIFTS)):
             rows = np.flatnonzero(some & (wide < 1.0 - TIE))
             if len(rows):
-                fits[rows], clear[rows] = self._nearest(mapping[rows], shift[rows], images)
-        return fits, clear
+                fits[rows], clear[rows], near[rows] = self._nearest(
+                    mapping[rows], shift[rows], images
+                )
+        return fits, clear, near
 
     def _assigned(self, mapping: int, shift: np.ndarray) -> bool:
         """The same by the best assignment, of one mapping with one (3,) shift."""
@@ -206,8 +244,8 @@ class _Block:
 
     def _nearest(
         self, mapping: np.ndarray, shift: np.ndarray, images: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) whether nearest partners match; (T,) whether they are clearly the best assignment.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:meth:`_fit` by the nearest partners: the best assignment, if it is clearly that.
 
         Args:
             mapping: (T,) rows of mappings.
@@ -232,17 +270,20 @@ class _Block:
         np.put_along_axis(squared, best, np.inf, axis=2)
         reach = (2.0 * STOL / self.normalisation[mapping]) ** 2
         tied = squared.min(axis=2) <= shortest[..., 0] * (1.0 + TIE) + TIE * reach[:, None]
-        near = shortest[..., 0] <= reach[:, None] * (1.0 - TIE)
+        near = (shortest[..., 0] <= reach[:, None] * (1.0 + TIE)) | ~present
         partner = np.where(present, best[..., 0] // len(images), np.arange(n))
         different = (np.sort(partner, axis=1) == np.arange(n)).all(axis=1)
-        clear = ((near & ~tied) | ~present).all(axis=1) & different
+        clear = ((shortest[..., 0] <= reach[:, None] * (1.0 - TIE)) & ~tied | ~present).all(
+            axis=1
+        ) & different
         flat = vectors.reshape(len(pair), n, -1, 3)
         chosen = np.take_along_axis(flat, best[..., None], axis=2)[:, :, 0]
         chosen[~present] = 0.0
         mean = chosen.sum(axis=1) / self.sizes[pair][:, None]
         moved = np.where(present[..., None], chosen - mean[:, None], 0.0)
         longest = np.sqrt((moved * moved).sum(axis=-1).max(axis=1))
-        return clear & (longest * self.normalisation[mapping] < STOL), clear
+        fits = clear & (longest * self.normalisation[mapping] < STOL)
+        return fits, clear, near.all(axis=1)
 
 
 def _parameters(matrices: np.ndarray) -> np.ndarray:
@@ -280,9 +321,12 @@ def _matrices(parameters: np.ndarray) -> np.ndarray:
     return matrices
 
 
-def _lattice_mappings(
-    matrices: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _edge_mappings(matrices: np.ndarray, target: np.ndarray) -> Mappings:
+    """Those of :func:`_lattice_mappings` whose bases are the row vectors in some order."""
+    return _bases(matrices, target, np.eye(3))
+
+
+def _lattice_mappings(matrices: np.ndarray, target: np.ndarray) -> Mappings:
     """All bases of lattices that agree with given cell parameters within the tolerances.
 
     Args:
@@ -314,9 +358,7 @@ def _steps(n: int) -> np.ndarray:
     return np.array([step for step in product(range(-n, n + 1), repeat=3) if any(step)], float)
 
 
-def _bases(
-    matrices: np.ndarray, target: np.ndarray, steps: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bases(matrices: np.ndarray, target: np.ndarray, steps: np.ndarray) -> Mappings:
     """:func:`_lattice_mappings` among the lattice vectors that (K, 3) ``steps`` lead to."""
     vectors = steps @ matrices
     distances = np.sqrt((vectors * vectors).sum(axis=-1))

@@ -88,16 +88,20 @@ def reduce_cells(cells: Sequence[Cell]) -> list[ReducedCell | None]:
     if not cells:
         return result
     given = np.array([cell[0] for cell in cells], dtype=float)
-    rows = np.flatnonzero(_usable(given, cells))
+    sizes = np.array([len(cell[1]) for cell in cells])
+    frac = np.concatenate([cell[2] for cell in cells])
+    rows = np.flatnonzero(_usable(given, sizes, frac))
+    frac[~np.isfinite(frac)] = 0.0
     bases = niggli(given[rows])
     rows, bases = rows[found := np.isfinite(bases).all(axis=(1, 2))], bases[found]
-    change = given[rows] @ np.linalg.inv(bases)
+    turns = np.zeros_like(given)
+    turns[rows] = given[rows] @ np.linalg.inv(bases)
+    frac = np.einsum("ni,nij->nj", frac, np.repeat(turns, sizes, axis=0))
+    frac -= np.floor(frac)
+    atoms = np.split(frac, np.cumsum(sizes[:-1]))
     kept, reduced = [], []
-    for row, basis, turn in zip(rows.tolist(), bases, change, strict=True):
-        frac = cells[row][2] @ turn
-        primitive = _primitive(
-            (basis, np.asarray(cells[row][1], dtype=np.int64), frac - np.floor(frac))
-        )
+    for row, basis in zip(rows.tolist(), bases, strict=True):
+        primitive = _primitive((basis, np.asarray(cells[row][1], dtype=np.int64), atoms[row]))
         if primitive is not None:
             kept.append(row)
             reduced.append(primitive)
@@ -122,11 +126,17 @@ def reduce_cells(cells: Sequence[Cell]) -> list[ReducedCell | None]:
     return result
 
 
-def _usable(matrices: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
-    """(B,) bool, whether cells are finite and have a volume in which pymatgen finds its way."""
-    sizes = np.array([len(cell[1]) for cell in cells])
+def _usable(matrices: np.ndarray, sizes: np.ndarray, frac: np.ndarray) -> np.ndarray:
+    """(B,) bool, whether cells are finite and have a volume in which pymatgen finds its way.
+
+    Args:
+        matrices: (B, 3, 3) row vectors, Å.
+        sizes: (B,) numbers of atoms.
+        frac: (sum of sizes, 3) fractional coordinates of all.
+    """
+    owner = np.repeat(np.arange(len(sizes)), sizes)
     usable = np.isfinite(matrices).all(axis=(1, 2)) & (sizes > 0)
-    usable &= np.array([bool(np.isfinite(cell[2]).all()) for cell in cells])
+    usable[owner[~np.isfinite(frac).all(axis=1)]] = False
     matrices = np.where(usable[:, None, None], matrices, np.eye(3))
     volume = np.abs(np.linalg.det(matrices))
     lengths = np.linalg.norm(matrices, axis=2)
