@@ -154,6 +154,7 @@ class _Block:
         # the sites of stored that share the species of each site of new lie side by side
         same = self.numbers[:, :, None] == self.numbers[:, None, :]
         self.first, self.count = same.argmax(axis=2), same.sum(axis=2)
+        self.count[self.numbers == 0] = 0
 
     def verdicts(self) -> np.ndarray:
         """(P,) bool.
@@ -192,19 +193,21 @@ class _Block:
         at = np.arange(len(mapping)) - np.repeat(np.cumsum(count) - count, count)
         pair = self.pair[mapping]
         shift = self.stored[mapping, first + at] - self.new[pair, self.origin[pair]]
-        for site in range(self.new.shape[1]):
+        begin, end = 0, 1
+        while begin < self.new.shape[1] and len(mapping):
             pair = self.pair[mapping]
-            done = site >= self.sizes[pair]
-            if done.all():
-                break
-            others = np.arange(self.count[pair, site][~done].max())
-            index = np.minimum(self.first[pair, site][:, None] + others, self.new.shape[1] - 1)
-            away = (self.new[pair, site] + shift)[:, None] - self.stored[mapping[:, None], index]
+            count = self.count[pair, begin:end, None]
+            others = np.arange(count.max())
+            index = self.first[pair, begin:end, None] + others
+            index = np.minimum(index, self.new.shape[1] - 1)
+            away = (self.new[pair, begin:end] + shift[:, None])[:, :, None]
+            away = away - self.stored[mapping[:, None, None], index]
             away -= np.rint(away)
-            near = (np.abs(away) <= self.nearby[mapping][:, None]).all(axis=-1)
-            near &= others < self.count[pair, site][:, None]
-            kept = near.any(axis=1) | done
+            near = (np.abs(away) <= self.nearby[mapping][:, None, None]).all(axis=-1)
+            near = (near & (others < count)).any(axis=-1) | (count[..., 0] == 0)
+            kept = near.all(axis=1)
             mapping, shift = mapping[kept], shift[kept]
+            begin, end = end, 2 * end + 1
         return mapping, shift
 
     def _fit(

@@ -99,25 +99,25 @@ def reduce_cells(cells: Sequence[Cell]) -> list[ReducedCell | None]:
     frac = np.einsum("ni,nij->nj", frac, np.repeat(turns, sizes, axis=0))
     frac -= np.floor(frac)
     atoms = np.split(frac, np.cumsum(sizes[:-1]))
-    kept, reduced = [], []
-    for row, basis in zip(rows.tolist(), bases, strict=True):
-        primitive = _primitive((basis, np.asarray(cells[row][1], dtype=np.int64), atoms[row]))
-        if primitive is not None:
-            kept.append(row)
-            reduced.append(primitive)
+    reduced = _primitive(
+        [
+            (basis, np.asarray(cells[row][1], dtype=np.int64), atoms[row])
+            for row, basis in zip(rows.tolist(), bases, strict=True)
+        ]
+    )
     matrices = np.array([cell[0] for cell in reduced]).reshape(-1, 3, 3)
     volumes = np.abs(np.linalg.det(matrices))
     lengths, minima = _lengths_and_minima(matrices)
     scale = volumes[:, None] ** (-1.0 / 3.0)
     lengths, minima = lengths * scale, minima * scale
-    thin = lengths[:, 2] > MAX_ASPECT
-    for i, (row, (matrix, numbers, frac)) in enumerate(zip(kept, reduced, strict=True)):
-        if not thin[i]:
+    sound = lengths[:, 2] <= MAX_ASPECT  # no NaN
+    for i, (row, (matrix, numbers, coords)) in enumerate(zip(rows.tolist(), reduced, strict=True)):
+        if sound[i]:
             order, origin = _order(numbers.tobytes())
             result[row] = ReducedCell(
                 matrix,
                 numbers[order],
-                frac[order],
+                coords[order],
                 origin,
                 float(volumes[i]),
                 lengths[i],
@@ -159,18 +159,26 @@ def _order(numbers: bytes) -> tuple[np.ndarray, int]:
     return np.array(order), order.index(first)
 
 
-def _primitive(cell: Cell) -> Cell | None:
-    """What ``Structure.get_primitive_structure`` gives, without its objects for sites."""
-    depth = 0
-    while (smaller := _smaller(cell)) is not None:
-        cell, depth = smaller, depth + 1
-    for _ in range(depth):  # pymatgen reduces once for each step
-        basis = niggli(cell[0][None])[0]
-        if not np.isfinite(basis).all():
-            return None
-        frac = cell[2] @ cell[0] @ np.linalg.inv(basis)
-        cell = basis, cell[1], frac - np.floor(frac)
-    return cell
+def _primitive(cells: Sequence[Cell]) -> list[Cell]:
+    """What ``Structure.get_primitive_structure`` gives, without its objects for sites.
+
+    The basis of a crystal that pymatgen can't reduce holds NaN.
+    """
+    found, depths = list(cells), np.zeros(len(cells), int)
+    for row, cell in enumerate(cells):
+        while (smaller := _smaller(cell)) is not None:
+            cell = smaller
+            depths[row] += 1
+        found[row] = cell
+    while len(rows := np.flatnonzero(depths)):  # pymatgen reduces once for each step
+        bases = niggli(np.array([found[row][0] for row in rows]))
+        for row, basis in zip(rows.tolist(), bases, strict=True):
+            matrix, numbers, frac = found[row]
+            frac = frac @ matrix @ np.linalg.inv(basis)
+            found[row] = basis, numbers, frac - np.floor(frac)
+        depths[rows] -= 1
+        depths[rows[np.isnan(bases).any(axis=(1, 2))]] = 0
+    return found
 
 
 def _smaller(cell: Cell) -> Cell | None:
