@@ -76,6 +76,22 @@ def test_many_pairs_at_once():
     assert 20 < sum(wanted) < 110 and halved > 10
 
 
+def test_sites_that_vie_for_partners():
+    """Atoms so close that the nearest partners are not the best assignment."""
+    rng = np.random.default_rng(4)
+    matcher, pairs, wanted = StructureMatcher(), [], []
+    for trial in range(90):
+        numbers = np.array(([3, 3], [8, 8], [3, 8])[trial % 3] + [8] * 5)
+        lattice = np.eye(3) * 4.0 + rng.normal(scale=0.2, size=(3, 3))
+        frac = rng.uniform(size=(7, 3))
+        moved = frac + rng.normal(scale=rng.choice([0.05, 0.07, 0.1]), size=frac.shape)
+        one, two = (lattice, numbers, frac), (lattice, numbers, moved)
+        wanted.append(bool(matcher.fit(to_structure(one), to_structure(two))))
+        pairs.append(tuple(reduce_cells([one, two])))
+    assert same_crystals(pairs).tolist() == wanted
+    assert 20 < sum(wanted) < 70
+
+
 def test_supercell_and_other_setting_are_the_same_crystal():
     rng = np.random.default_rng(0)
     cell = random_cell(rng)

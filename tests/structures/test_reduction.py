@@ -6,7 +6,7 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from nucleate.structures.parsing import to_structure
-from nucleate.structures.reduction import reduce_cell
+from nucleate.structures.reduction import reduce_cell, reduce_cells
 
 
 def test_primitive_cell_is_pymatgens():
@@ -26,3 +26,20 @@ def test_primitive_cell_is_pymatgens():
         found = to_structure((ours.matrix, ours.numbers, ours.frac_coords))
         rms, _ = StructureMatcher(primitive_cell=False).get_rms_dist(theirs, found)
         assert rms < 1e-6
+
+
+def test_a_crystal_is_reduced_as_if_alone():
+    rng = np.random.default_rng(6)
+    numbers = np.array([3, 8, 8])
+    cells = [
+        (np.diag(rng.uniform(2.5, 4.5, 3)), numbers[:n], rng.uniform(size=(n, 3)))
+        for n in (3, 1, 2, 3)
+    ]
+    cells.insert(1, (np.eye(3) * 4, numbers, np.full((3, 3), np.nan)))
+    cells.insert(3, (np.zeros((3, 3)), numbers, cells[0][2]))
+    cells.append((np.eye(3) * 4, numbers[:0], np.zeros((0, 3))))
+    together = reduce_cells(cells)
+    assert [cell is None for cell in together] == [0, 1, 0, 1, 0, 0, 1]
+    for cell, found in zip(cells, together, strict=True):
+        if found is not None:
+            assert np.array_equal(reduce_cell(cell).frac_coords, found.frac_coords)

@@ -159,10 +159,10 @@ class _Block:
     def verdicts(self) -> np.ndarray:
         """(P,) bool.
 
-        The mappings of a pair are tried in turn, more of them each time. A trial that is not clear
-        is left out where no trial of its mapping brings every site near a partner: a fit moves all
-        sites by nearly the same vector, that of the origin's site to its own partner, so the trial
-        that starts from this vector would be near.
+        The mappings of a pair are tried in turn, more of them each time. In an assignment that
+        fits, the vectors from sites to partners differ by less than twice the tolerance. So the
+        trial that starts from such a vector of the origin brings every site near its partner; where
+        no trial of a mapping does that, those of its trials that are not clear can't fit either.
         """
         verdicts = np.zeros(len(self.sizes), bool)
         turn = np.arange(len(self.pair)) - np.searchsorted(self.pair, self.pair)
@@ -271,14 +271,13 @@ class _Block:
         best = squared.argmin(axis=2)[..., None]
         shortest = np.take_along_axis(squared, best, axis=2)
         np.put_along_axis(squared, best, np.inf, axis=2)
-        reach = (2.0 * STOL / self.normalisation[mapping]) ** 2
-        tied = squared.min(axis=2) <= shortest[..., 0] * (1.0 + TIE) + TIE * reach[:, None]
-        near = (shortest[..., 0] <= reach[:, None] * (1.0 + TIE)) | ~present
+        shortest = np.where(present, shortest[..., 0], 0.0)
+        reach = (2.0 * STOL / self.normalisation[mapping][:, None]) ** 2
+        alone = (squared.min(axis=2) > shortest * (1.0 + TIE) + TIE * reach) | ~present
+        near = (shortest <= reach * (1.0 + TIE)).all(axis=1)
         partner = np.where(present, best[..., 0] // len(images), np.arange(n))
         different = (np.sort(partner, axis=1) == np.arange(n)).all(axis=1)
-        clear = ((shortest[..., 0] <= reach[:, None] * (1.0 - TIE)) & ~tied | ~present).all(
-            axis=1
-        ) & different
+        clear = (alone & (shortest <= reach * (1.0 - TIE))).all(axis=1) & different
         flat = vectors.reshape(len(pair), n, -1, 3)
         chosen = np.take_along_axis(flat, best[..., None], axis=2)[:, :, 0]
         chosen[~present] = 0.0
@@ -286,7 +285,7 @@ class _Block:
         moved = np.where(present[..., None], chosen - mean[:, None], 0.0)
         longest = np.sqrt((moved * moved).sum(axis=-1).max(axis=1))
         fits = clear & (longest * self.normalisation[mapping] < STOL)
-        return fits, clear, near.all(axis=1)
+        return fits, clear, near
 
 
 def _parameters(matrices: np.ndarray) -> np.ndarray:
