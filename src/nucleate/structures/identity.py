@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zipfile
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +158,7 @@ class UniqueFilter:
 
     def __init__(self) -> None:
         self.n_seen = 0
-        self._families: dict[int, _Family] = {}
+        self._families: defaultdict[int, _Family] = defaultdict(_Family)
 
     def add(self, structures: Iterable[Structure | Cell | None]) -> tuple[np.ndarray, np.ndarray]:
         """Show the next crystals.
@@ -178,7 +178,7 @@ class UniqueFilter:
         waiting: dict[int, _Query] = {}
         for row, cell in enumerate(cells):
             if cell is not None and len(cell[1]):
-                family = self._families.setdefault(composition_key(cell[1]), _Family())
+                family = self._families[composition_key(cell[1])]
                 if family.cells:
                     waiting[row] = _Query(family, cell)
                 else:
@@ -232,8 +232,7 @@ class UniqueFilter:
         result = cls()
         result.n_seen = np.asarray(state["n_seen"]).item()  # a checkpoint gives it one dimension
         for label, cell in zip(state["label"].tolist(), _unpack(state), strict=True):
-            family = result._families.setdefault(composition_key(cell[1]), _Family())
-            family.append(cell, label)
+            result._families[composition_key(cell[1])].append(cell, label)
         return result
 
 

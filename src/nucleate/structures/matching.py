@@ -195,20 +195,34 @@ class _Block:
         shift = self.stored[mapping, first + at] - self.new[pair, self.origin[pair]]
         begin, end = 0, 1
         while begin < self.new.shape[1] and len(mapping):
-            pair = self.pair[mapping]
-            count = self.count[pair, begin:end, None]
-            others = np.arange(count.max())
-            index = self.first[pair, begin:end, None] + others
-            index = np.minimum(index, self.new.shape[1] - 1)
-            away = (self.new[pair, begin:end] + shift[:, None])[:, :, None]
-            away = away - self.stored[mapping[:, None, None], index]
-            away -= np.rint(away)
-            near = (np.abs(away) <= self.nearby[mapping][:, None, None]).all(axis=-1)
-            near = (near & (others < count)).any(axis=-1) | (count[..., 0] == 0)
-            kept = near.all(axis=1)
+            away, alike = self._to_partners(mapping, shift, slice(begin, end))
+            near = (np.abs(away) <= self.nearby[mapping][:, None, None]).all(axis=-1) & alike
+            kept = (near.any(axis=-1) | ~alike.any(axis=-1)).all(axis=1)
             mapping, shift = mapping[kept], shift[kept]
             begin, end = end, 2 * end + 1
         return mapping, shift
+
+    def _to_partners(
+        self, mapping: np.ndarray, shift: np.ndarray, sites: slice
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors to sites of new from those sites of stored that share their species.
+
+        Args:
+            mapping: (T,) rows of mappings.
+            shift: (T, 3) of new.
+            sites: S of new.
+
+        Returns:
+            (T, S, C, 3) fractional, within half a cell along each axis, for as many partners as the
+            commonest species has; (T, S, C) whether there is such a partner.
+        """
+        pair = self.pair[mapping]
+        count = self.count[pair, sites, None]
+        others = np.arange(count.max())
+        index = np.minimum(self.first[pair, sites, None] + others, self.new.shape[1] - 1)
+        moved = self.new[pair, sites] + shift[:, None]
+        away = moved[:, :, None] - self.stored[mapping[:, None, None], index]
+        return away - np.rint(away), others < count
 
     def _fit(
         self, mapping: np.ndarray, shift: np.ndarray
@@ -257,16 +271,13 @@ class _Block:
         """
         pair = self.pair[mapping]
         n = int(self.sizes[pair].max())
-        numbers = self.numbers[pair, :n]
-        present = numbers > 0
-        delta = (self.new[pair, :n] + shift[:, None])[:, :, None] - self.stored[mapping, None, :n]
-        delta -= np.rint(delta)
-        matrices = _matrices(self.parameters[mapping])[:, None]
-        vectors = (delta.reshape(len(pair), n * n, 3) @ matrices[:, 0]).reshape(-1, n, n, 1, 3)
-        vectors = vectors + (images @ matrices)[:, :, None]
+        away, alike = self._to_partners(mapping, shift, slice(n))
+        present = alike.any(axis=2)
+        matrices = _matrices(self.parameters[mapping])
+        vectors = (away.reshape(len(pair), -1, 3) @ matrices).reshape(*alike.shape, 1, 3)
+        vectors = vectors + (images @ matrices)[:, None, None]
         squared = (vectors * vectors).sum(axis=-1)
-        unlike = (numbers[:, :, None] != numbers[:, None, :]) | ~present[:, :, None]
-        squared[unlike] = np.inf
+        squared[~alike] = np.inf
         squared = squared.reshape(len(pair), n, -1)  # by partner and image
         best = squared.argmin(axis=2)[..., None]
         shortest = np.take_along_axis(squared, best, axis=2)
@@ -275,7 +286,8 @@ class _Block:
         reach = (2.0 * STOL / self.normalisation[mapping][:, None]) ** 2
         alone = (squared.min(axis=2) > shortest * (1.0 + TIE) + TIE * reach) | ~present
         near = (shortest <= reach * (1.0 + TIE)).all(axis=1)
-        partner = np.where(present, best[..., 0] // len(images), np.arange(n))
+        partner = self.first[pair, :n] + best[..., 0] // len(images)
+        partner = np.where(present, partner, np.arange(n))
         different = (np.sort(partner, axis=1) == np.arange(n)).all(axis=1)
         clear = (alone & (shortest <= reach * (1.0 - TIE))).all(axis=1) & different
         flat = vectors.reshape(len(pair), n, -1, 3)

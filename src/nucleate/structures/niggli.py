@@ -146,7 +146,8 @@ def _ambiguous(bases: np.ndarray, e: np.ndarray) -> np.ndarray:
     angles = _degrees((edges[:, _SECOND] * edges[:, _THIRD]).sum(axis=-1))
     result = np.zeros(len(bases), bool)
     for n, (i, j) in enumerate(zip(_SECOND, _THIRD, strict=True)):
-        cell, first, second = np.nonzero(like[:, :, None, i] & like[:, None, :, j])
+        half = like[:, : len(_SHORT) // 2, i]  # one of each +- pair makes all angles already
+        cell, first, second = np.nonzero(half[:, :, None] & like[:, None, :, j])
         away = np.abs(
             _degrees((unit[cell, first] * unit[cell, second]).sum(axis=1)) - angles[cell, n]
         )

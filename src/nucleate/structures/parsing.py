@@ -133,19 +133,19 @@ def to_cell(structure: Structure) -> Cell:
     Raises:
         ValueError: a site is partially occupied, shared, or no chemical element.
     """
-    found, coords = [], []
+    found, coords = [], [np.zeros(0)]
     for site in structure.sites:
         species = site.species
-        if not species.num_atoms == len(species) == 1:
+        elements = tuple(species)
+        if len(elements) != 1 or species.num_atoms != 1:
             raise ValueError(f"disordered: site {site.label} holds {site.species_string}")
-        (element,) = species
-        found.append(int(getattr(element, "Z", 0)))
+        found.append(int(getattr(elements[0], "Z", 0)))
         coords.append(site.frac_coords)
     numbers = np.array(found, dtype=np.int64)
     if (numbers < 1).any():
         index = int(np.flatnonzero(numbers < 1)[0])
         raise ValueError(f"no chemical element: site {structure[index].species_string}")
-    return np.array(structure.lattice.matrix), numbers, np.array(coords).reshape(-1, 3)
+    return np.array(structure.lattice.matrix), numbers, np.concatenate(coords).reshape(-1, 3)
 
 
 def cell_digest(cell: Cell) -> bytes:
