@@ -104,7 +104,7 @@ def _verdicts(pairs: Sequence[Pair]) -> np.ndarray:
     verdicts = _Block(pairs, _edge_mappings).verdicts()
     left = np.flatnonzero(~verdicts)
     if len(left):
-        verdicts[left] = _Block([pairs[i] for i in left], _lattice_mappings).verdicts()
+        verdicts[left] = _Block([pairs[i] for i in left.tolist()], _lattice_mappings).verdicts()
     return verdicts
 
 
@@ -272,7 +272,7 @@ class _Block:
         pair = self.pair[mapping]
         n = int(self.sizes[pair].max())
         away, alike = self._to_partners(mapping, shift, slice(n))
-        present = alike.any(axis=2)
+        present = self.count[pair, :n] > 0
         matrices = _matrices(self.parameters[mapping])
         vectors = (away.reshape(len(pair), -1, 3) @ matrices).reshape(*alike.shape, 1, 3)
         vectors = vectors + (images @ matrices)[:, None, None]
