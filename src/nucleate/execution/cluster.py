@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleate.errors import InputError, MissingDependencyError
-from nucleate.execution.chunks import PoolLostError, map_chunks, pool_stopped
+from nucleate.execution.chunks import PoolLostError, pool_stopped
 from nucleate.execution.meter import Meter, current_meter, timed
 from nucleate.execution.pilot import run_task
+from nucleate.execution.pool import Pool
 from nucleate.execution.settings import ClusterSettings
 from nucleate.physics.potentials import WorkerCrashError
 
@@ -54,7 +55,7 @@ COMMANDS = {"slurm": "sbatch", "pbs": "qsub"}
 # the pool -------------------------------------------------------------------------------------
 
 
-class ClusterPool(concurrent.futures.Executor):
+class ClusterPool(Pool):
     """Workers in batch jobs, with a time-out for each task.
 
     Args:
@@ -118,19 +119,13 @@ class ClusterPool(concurrent.futures.Executor):
         self._unfinished: set[Future[Any]] = set()
         self._closed = threading.Event()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run ``fn(*args, **kwargs)`` in a worker.
-
-        The future raises what the function raised, TimeoutError after the pool's time-out,
-        :class:`WorkerCrashError` if its process died, or three workers were lost under it, or
-        :class:`PoolLostError` if no job works any more.
-        """
-        return self.schedule(partial(fn, **kwargs) if kwargs else fn, args, self.timeout)
-
     def schedule(
         self, fn: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Future[Any]:
-        """Like :meth:`submit` with this task's own time-out in seconds."""
+        """Like :meth:`submit` with this task's own time-out in seconds.
+
+        A task under which three workers were lost raises :class:`WorkerCrashError`.
+        """
         if self._closed.is_set():
             raise RuntimeError("the pool was shut down")
         outer: Future[Any] = concurrent.futures.Future()
@@ -143,18 +138,6 @@ class ClusterPool(concurrent.futures.Executor):
         inner = self._parsl.submit(run_task, self._potential, task, timeout)
         inner.add_done_callback(partial(self._finish, outer, current_meter(), timeout))
         return outer
-
-    def map_chunks(
-        self,
-        function: Callable[[list[Any]], list[Any]],
-        items: Sequence[Any],
-        chunk_size: int | Sequence[int],
-        *,
-        timeout: float | None = None,
-    ) -> list[Future[list[Any]]]:
-        """Spread items over the workers in chunks, as :meth:`ProcessPool.map_chunks` does."""
-        limit = timeout if timeout is not None else self.timeout
-        return map_chunks(self, function, items, chunk_size, limit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the jobs: after the queued tasks, or at once if ``cancel_futures``.
@@ -171,9 +154,6 @@ class ClusterPool(concurrent.futures.Executor):
             self._end()
         else:
             threading.Thread(target=self._end_after_tasks, name="cluster-end").start()
-
-    def __exit__(self, exc_type: type | None, *rest: object) -> None:
-        self.shutdown(wait=True, cancel_futures=exc_type is not None)
 
     def _end_after_tasks(self) -> None:
         concurrent.futures.wait(list(self._unfinished))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
+    from nucleate.execution.pool import Pool
+
 PropertyFunction = Callable[
     [Sequence["Structure"]], "Sequence[float | None] | Mapping[int, float | None]"
 ]
@@ -41,23 +43,6 @@ Start = Callable[[Sequence["Structure"]], "dict[Future[list[Any]], range]"]
 _CHUNK = 16  # most crystals in one call of a worker, where they are not costly
 _COSTLY = (CostClass.RELAXATION, CostClass.DFT)
 _HOPELESS = 8  # so many crystals that all raise are a broken function, not bad crystals
-
-
-class ChunkPool(Protocol):
-    """What this property needs of a pool of processes."""
-
-    n_workers: int
-
-    def map_chunks(
-        self,
-        function: Any,
-        items: Sequence[Any],
-        chunk_size: int,
-        *,
-        timeout: float | None = None,
-    ) -> list[Future[list[Any]]]:
-        """Results, or an Exception, for each item of each chunk, in order."""
-        ...
 
 
 class CustomProperty:
@@ -106,7 +91,7 @@ class CustomProperty:
         path: Path,
         function: str,
         *,
-        pool: ChunkPool | None = None,
+        pool: Pool | None = None,
         timeout: float | None = 60.0,
         name: str | None = None,
         unit: str = "",
@@ -226,7 +211,7 @@ def _chunks(n: int, size: int) -> list[range]:
 
 
 def _start(
-    pool: ChunkPool, work: Any, timeout: float | None, cost: str, structures: Sequence[Structure]
+    pool: Pool, work: Any, timeout: float | None, cost: str, structures: Sequence[Structure]
 ) -> dict[Future[list[Any]], range]:
     """Values on their way, and the rows that they belong to, in order."""
     share = len(structures) // (3 * pool.n_workers)
