@@ -130,7 +130,7 @@ def evaluate(
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
     size = _PART.get(prop.cost, len(digests)) or 1
-    if _streams(prop):
+    if streams(prop):
         size = len(digests) or 1
     for start in range(0, len(digests), size):
         asked = dict(
@@ -219,7 +219,7 @@ def _parts(
 def _stream(
     prop: Property, structures: Sequence[Structure], shared: Measurements | None
 ) -> Iterator[tuple[Sequence[int], Scores]]:
-    if _streams(prop):
+    if streams(prop):
         yield from prop.stream(structures)  # type: ignore[attr-defined]
     elif isinstance(prop, MeasuredProperty):
         yield range(len(structures)), prop.evaluate(structures, shared)
@@ -227,7 +227,7 @@ def _stream(
         yield range(len(structures)), prop.evaluate(structures)
 
 
-def _streams(prop: Property) -> bool:
+def streams(prop: Property) -> bool:
     """Whether a property is a :class:`~nucleate.protocols.StreamedProperty`."""
     return callable(getattr(prop, "stream", None))
 

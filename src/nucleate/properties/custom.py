@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -83,6 +84,7 @@ class CustomProperty:
         self._function = function
         self._order_checked = False
         self._start: Start | None = None
+        self._here = threading.Lock()  # a function in this process is called by one thread
         self._key = key or f"custom/{self.name}/{_source_hash(function)}"
 
     @classmethod
@@ -194,7 +196,9 @@ class CustomProperty:
         if self._start is None:
             size = 1 if self.cost in _COSTLY else len(structures)
             for rows in _chunks(len(structures), size):
-                yield rows, self.evaluate([structures[i] for i in rows])
+                with self._here:
+                    scores = self.evaluate([structures[i] for i in rows])
+                yield rows, scores
             return
         answers: list[Any] = []
         chunks = self._start(structures)
