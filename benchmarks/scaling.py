@@ -17,8 +17,8 @@ workers, and the same time for drawing and updating.
 
 The simulation puts the real loop (sampling, decoding, screening, objective, store, update) before
 1,000 workers that take no core: each evaluation is due some seconds after a worker was free for it.
-It says what part of the time such workers would be busy, and what the loop spends for each crystal,
-of which the reciprocal is the rate that no number of workers raises.
+It says what part of the time such workers would be busy, what the loop spends for each crystal,
+and, by the processor time of all that, the rate that no number of workers raises.
 """
 
 from __future__ import annotations
@@ -181,6 +181,8 @@ class SimulatedWorkers:
 def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) -> None:
     """The real loop before so many workers."""
     # not at the top, so that worker processes start without them
+    import torch
+
     from nucleate.algorithms.loop import Loop
     from nucleate.design import condition_from_recipe, training_formulas
     from nucleate.objectives.objective import Objective, Term
@@ -190,6 +192,7 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
     from nucleate.screen.screen import Screen
     from nucleate.store.rundir import RunDirectory
 
+    torch.set_num_threads(1)
     recipe = load_recipe(
         "stability",
         [
@@ -217,9 +220,9 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
         loop = Loop(
             recipe, policy, prior, objective, screen, condition, known, run, on_step=logged.append
         )
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         loop.run()
-        passed = time.perf_counter() - started
+        passed, worked = time.perf_counter() - started, time.process_time() - worked
         objective.close()
     drawn = batch * len(logged)
     parts = {
@@ -229,11 +232,10 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
         "store": timed[0].seconds + timed[1].seconds,
     }
     parts["the rest"] = passed - sum(parts.values())
-    work = passed - parts["waiting"]
     shown = "  ".join(f"{1000 * parts[part] / drawn:8.2f}" for part in parts if part != "waiting")
     print(
         f"{length:8g}{batch:8d}{100 * simulated.busy / (workers * passed):9.1f} %"
-        f"{drawn / passed:13.1f}{drawn / work:13.1f}  {shown}",
+        f"{drawn / passed:13.1f}{drawn / worked:13.1f}  {shown}",
         flush=True,
     )
 
