@@ -3,8 +3,10 @@
     python benchmarks/scaling.py
 
 Evaluations sleep, so that 8 workers scale on 2 cores and nothing is measured but the way to them
-and back. Efficiency is the time that the sleeps alone take on so many workers, divided by the time
-that passed.
+and back. Their lengths are drawn from an exponential distribution. Efficiency is the time that the
+sleeps alone take on so many workers, each handed out as soon as one is free, divided by the time
+that passed. Workers have started before the clock does: each has had a task that it could not end
+before all others had theirs.
 
 The comparison at the end is with how the published systems score a batch: MatInvent and
 CrystalFormer-RL score the crystals of one batch, wait for all of them, update, and draw the next
@@ -15,8 +17,8 @@ workers, and the same time for drawing and updating.
 
 The simulation puts the real loop (sampling, decoding, screening, objective, store, update) before
 1,000 workers that take no core: each evaluation is due some seconds after a worker was free for it.
-It says what part of the time such workers would be busy, and what the loop spends for each crystal,
-of which the reciprocal is the rate that no number of workers raises.
+It says what part of the time such workers would be busy, what the loop spends for each crystal,
+and, by the processor time of all that, the rate that no number of workers raises.
 """
 
 from __future__ import annotations
@@ -25,30 +27,43 @@ import argparse
 import heapq
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from nucleate.execution.cluster import ClusterPool
+from nucleate.execution.isolated import IsolatedPool
 from nucleate.execution.local import ProcessPool
 from nucleate.execution.settings import ClusterSettings
 from nucleate.protocols import CostClass, Scores, Status
 
 WORKERS = (1, 2, 4, 8)
+EMPTY = 400  # tasks of no length
+
+
+MEET = """
+import os, pathlib, time
+folder = pathlib.Path({folder!r})
+(folder / str(os.getpid())).touch()
+while len(list(folder.iterdir())) < {workers}:
+    time.sleep(0.05)
+"""
 
 
 def warm(pool: Executor, workers: int) -> None:
-    """Every worker has started."""
-    for future in [pool.submit(time.sleep, 1.0) for _ in range(workers)]:
-        future.result()
-    for future in [pool.submit(time.sleep, 0.0) for _ in range(10 * workers)]:
-        future.result()
+    """Every worker has started: none ends its task before all have theirs."""
+    with tempfile.TemporaryDirectory() as folder:
+        meet = MEET.format(folder=folder, workers=workers)
+        for future in [pool.submit(exec, meet, {}) for _ in range(workers)]:
+            future.result()
 
 
 def seconds(pool: Executor, lengths: Sequence[float]) -> float:
@@ -59,20 +74,32 @@ def seconds(pool: Executor, lengths: Sequence[float]) -> float:
     return time.perf_counter() - started
 
 
+def alone(lengths: Sequence[float], workers: int) -> float:
+    """Seconds of tasks in this order, each handed out as soon as a worker is free, at no cost."""
+    free = [0.0] * workers
+    for length in lengths:
+        heapq.heapreplace(free, free[0] + length)
+    return max(free)
+
+
 # the pools ------------------------------------------------------------------------------------
 
 
 def scaling(name: str, make: Callable[[int], Executor], tasks: int, length: float) -> None:
     """Overhead and efficiency of a pool."""
-    print(f"\n{name}: overhead, and efficiency of {tasks} evaluations of {1000 * length:.0f} ms")
-    print("workers   ms a task of no length   wall time, s   efficiency")
+    print(f"\n{name}, load {os.getloadavg()[0]:.1f}")
+    print("workers   ms a task of no length   evaluations   wall time, s   efficiency")
     for workers in WORKERS:
+        lengths = np.random.default_rng(0).exponential(length, tasks * workers).tolist()
         with make(workers) as pool:
             warm(pool, workers)
-            empty = seconds(pool, [0.0] * tasks) / tasks
-            passed = seconds(pool, [length] * tasks)
-        ideal = -(-tasks // workers) * length
-        print(f"{workers:7d}{1000 * empty:25.2f}{passed:15.2f}{100 * ideal / passed:12.1f} %")
+            empty = seconds(pool, [0.0] * EMPTY) / EMPTY
+            passed = seconds(pool, lengths)
+        print(
+            f"{workers:7d}{1000 * empty:25.2f}{len(lengths):14d}{passed:15.2f}"
+            f"{100 * alone(lengths, workers) / passed:12.1f} %",
+            flush=True,
+        )
 
 
 # as published ---------------------------------------------------------------------------------
@@ -135,9 +162,10 @@ class SimulatedWorkers:
 
     def stream(self, structures: Sequence[object]) -> Iterator[tuple[Sequence[int], Scores]]:
         """Rows and their scores, as they are due."""
-        lengths = self._random.exponential(self._length, len(structures))
-        values, due = self._random.random(len(structures)), []
+        due: list[float] = []
         with self._lock:
+            lengths = self._random.exponential(self._length, len(structures))
+            values = self._random.random(len(structures))
             for length in lengths:
                 due.append(max(heapq.heappop(self._free), time.monotonic()) + length)
                 heapq.heappush(self._free, due[-1])
@@ -153,6 +181,8 @@ class SimulatedWorkers:
 def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) -> None:
     """The real loop before so many workers."""
     # not at the top, so that worker processes start without them
+    import torch
+
     from nucleate.algorithms.loop import Loop
     from nucleate.design import condition_from_recipe, training_formulas
     from nucleate.objectives.objective import Objective, Term
@@ -162,6 +192,7 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
     from nucleate.screen.screen import Screen
     from nucleate.store.rundir import RunDirectory
 
+    torch.set_num_threads(1)
     recipe = load_recipe(
         "stability",
         [
@@ -189,9 +220,9 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
         loop = Loop(
             recipe, policy, prior, objective, screen, condition, known, run, on_step=logged.append
         )
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         loop.run()
-        passed = time.perf_counter() - started
+        passed, worked = time.perf_counter() - started, time.process_time() - worked
         objective.close()
     drawn = batch * len(logged)
     parts = {
@@ -201,11 +232,10 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
         "store": timed[0].seconds + timed[1].seconds,
     }
     parts["the rest"] = passed - sum(parts.values())
-    work = passed - parts["waiting"]
     shown = "  ".join(f"{1000 * parts[part] / drawn:8.2f}" for part in parts if part != "waiting")
     print(
         f"{length:8g}{batch:8d}{100 * simulated.busy / (workers * passed):9.1f} %"
-        f"{drawn / passed:13.1f}{drawn / work:13.1f}  {shown}",
+        f"{drawn / passed:13.1f}{drawn / worked:13.1f}  {shown}",
         flush=True,
     )
 
@@ -249,8 +279,8 @@ def submit_and_collect(crystals: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--milliseconds", type=float, default=50.0)
+    parser.add_argument("--tasks", type=int, default=20, help="for each worker")
+    parser.add_argument("--milliseconds", type=float, default=500.0, help="of a task, on average")
     parser.add_argument("--steps", type=int, default=4, help="of each simulation")
     parser.add_argument("--batches", type=int, default=10, help="of the comparison")
     arguments = parser.parse_args()
@@ -258,6 +288,8 @@ def main() -> None:
     length = arguments.milliseconds / 1000
 
     scaling("local", ProcessPool, arguments.tasks, length)
+    isolated = partial(IsolatedPool, sys.executable)
+    scaling("isolated", isolated, arguments.tasks, length)
     with tempfile.TemporaryDirectory() as folder:
         if find_spec("parsl") is None:
             print("\ncluster: left out, Parsl is not installed")
@@ -275,7 +307,7 @@ def main() -> None:
             " seconds   batch     busy   crystals/s   at most, /s  "
             "ms a crystal: sampling, updating, store, the rest"
         )
-        for seconds_each, batch in ((1.0, 256), (10.0, 1024), (100.0, 1024)):
+        for seconds_each, batch in ((1.0, 256), (10.0, 1024)):
             simulate(1000, seconds_each, batch, arguments.steps, Path(folder))
 
     random = np.random.default_rng(0)

@@ -146,7 +146,7 @@ def _workers(recipe: Recipe) -> str:
         return "processes of this machine"
     from nucleate.execution.cluster import check_cluster
 
-    check_cluster(recipe.cluster)
+    check_cluster(recipe.cluster, recipe.output.directory)
     return f"jobs of {recipe.cluster.scheduler}"
 
 

@@ -332,7 +332,7 @@ def _checked(recipe: Recipe) -> Recipe:
     if recipe.cluster is not None:
         from nucleate.execution.cluster import check_cluster
 
-        check_cluster(recipe.cluster)
+        check_cluster(recipe.cluster, recipe.output.directory)
     check_cache(recipe)
     stages = [with_paths(stage) for stage in recipe.screen.stages]
     hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)

@@ -135,7 +135,9 @@ class MeasuredProperty(Property, Protocol):
 class StreamedProperty(Property, Protocol):
     """A property that gives values as they come, so that each is kept as soon as it is there.
 
-    Made for evaluations that take long and end at different times, such as jobs of a cluster.
+    Made for evaluations that take long and end at different times, such as jobs of a cluster. So
+    that no worker waits for the slowest crystal of a batch, the next batch is asked for meanwhile,
+    in another thread.
     """
 
     def stream(self, structures: Sequence[Structure]) -> Iterator[tuple[Sequence[int], Scores]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from concurrent.futures import Executor, Future
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,7 +201,115 @@ def test_a_lost_pool_is_not_a_failure_of_items() -> None:
 
 def script(**settings: Any) -> str:
     pytest.importorskip("parsl")
-    return batch_script(ClusterSettings(workers=64, **settings), "/scratch/runs/a/cluster")
+    return batch_script(ClusterSettings(workers=64, **settings), FOLDER)
+
+
+FOLDER = "/scratch/runs/a/cluster"
+KUBERNETES: dict[str, Any] = {
+    "scheduler": "kubernetes",
+    "partition": "chem",
+    "image": "registry.example/nucleate:1",
+    "memory": 96,
+    "volumes": {"scratch": "/scratch"},
+}
+
+
+class Recorded:
+    """Stands in for the client of Kubernetes: pods are kept in a list."""
+
+    ConfigException = type("ConfigException", (Exception,), {})
+
+    def __init__(self, *, known: bool = True) -> None:
+        self.pods: list[Any] = []
+        self.config_exception = self
+        self._known = known
+
+    def load_kube_config(self) -> None:
+        if not self._known:
+            raise self.ConfigException("Invalid kube-config file.")
+
+    load_incluster_config = load_kube_config
+
+    def CoreV1Api(self) -> Any:  # noqa: N802  its name
+        return SimpleNamespace(create_namespaced_pod=self._create)
+
+    def _create(self, **request: Any) -> Any:
+        self.pods.append(SimpleNamespace(**request))
+        return SimpleNamespace(status="Pending")
+
+    def __getattr__(self, name: str) -> Any:  # V1Pod, V1PodSpec, ...
+        return SimpleNamespace
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """What Parsl's provider talks to."""
+    return stand_in(monkeypatch, Recorded())
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> Recorded:
+    pytest.importorskip("parsl")
+    from parsl.providers.kubernetes import kube
+
+    for name, value in (("client", recorded), ("config", recorded), ("_kubernetes_enabled", True)):
+        monkeypatch.setattr(kube, name, value, raising=False)
+    return recorded
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scheduler": "slurm", "partition": "cpu", "account": "ab12", "memory": 96, "nodes": 2},
+        {"scheduler": "slurm"},
+        {"scheduler": "pbs", "partition": "workq", "account": "ab12", "memory": 96, "nodes": 2},
+        {"scheduler": "pbs"},
+        KUBERNETES,
+        {"scheduler": "local"},
+    ],
+)
+def test_parsl_takes_what_it_is_given(settings: dict[str, Any], kubernetes: Recorded) -> None:
+    from parsl import Config
+
+    made = ClusterSettings(workers=64, min_jobs=1, max_jobs=8, setup="ulimit -c 0", **settings)
+    provider = cluster._provider(made, dry=made.scheduler != "kubernetes")
+    executor = cluster._executor(made, provider, 5)
+    Config(executors=[executor])
+    assert executor.workers_per_node == 64
+    assert (provider.min_blocks, provider.max_blocks) == (1, 8)
+    assert provider.nodes_per_block == made.nodes
+    assert "ulimit -c 0" in provider.worker_init
+
+
+def test_a_pod_is_a_job(kubernetes: Recorded) -> None:
+    made = ClusterSettings(workers=64, walltime="02:00:00", **KUBERNETES)
+    cluster._provider(made).submit("run the workers", 1)
+    (pod,) = kubernetes.pods
+    assert pod.namespace == "chem"
+    spec = pod.body.spec
+    assert spec.restart_policy == "Never"
+    assert spec.active_deadline_seconds == 7200
+    (container,) = spec.containers
+    assert container.image == "registry.example/nucleate:1"
+    assert "run the workers" in container.args[1]
+    assert container.resources.requests["memory"] == "96Gi"
+    assert float(container.resources.requests["cpu"]) == 64
+    (mount,) = container.volume_mounts
+    assert (mount.name, mount.mount_path) == ("scratch", "/scratch")
+
+
+def test_pods_have_to_see_the_folder_and_a_cluster_has_to_be_known(
+    monkeypatch: pytest.MonkeyPatch, kubernetes: Recorded
+) -> None:
+    made = ClusterSettings(workers=64, **KUBERNETES)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    monkeypatch.setattr(cluster, "_addresses", lambda wanted: {"192.0.2.1"})
+    assert check_cluster(made, FOLDER) == Path(FOLDER)
+    assert not kubernetes.pods
+    with pytest.raises(InputError, match=r"(?s)don't see /home/me/runs.*/scratch"):
+        check_cluster(made, "/home/me/runs")
+    stand_in(monkeypatch, Recorded(known=False))
+    with pytest.raises(InputError, match="No cluster of Kubernetes is known"):
+        check_cluster(made, FOLDER)
 
 
 def test_the_script_for_slurm() -> None:
@@ -261,28 +369,18 @@ def test_the_script_for_pbs() -> None:
 
 
 def test_the_script_for_kubernetes() -> None:
-    settings: dict[str, Any] = {
-        "partition": "chem",
-        "image": "registry.example/nucleate:1",
-        "memory": 96,
-        "volumes": {"scratch": "/scratch"},
-        "setup": "ulimit -c 0",
-    }
-    text = script(scheduler="kubernetes", **settings)
+    text = script(setup="ulimit -c 0", **KUBERNETES)
     for line in (
         "# namespace: chem",
         "# image: registry.example/nucleate:1",
         "# max_mem: 96Gi",
         "# max_cpu: 64",
+        "# restart_policy: Never",
         "ulimit -c 0",
     ):
         assert line in text.splitlines()
     assert sys.executable not in text
     assert "process_worker_pool.py" in text
-    from parsl.providers import KubernetesProvider
-
-    made = ClusterSettings(scheduler="kubernetes", workers=64, **settings)
-    inspect.signature(KubernetesProvider).bind(**cluster.provider_arguments(made))
 
 
 def test_the_script_for_this_machine() -> None:
@@ -325,10 +423,16 @@ def test_a_folder_that_scripts_can_not_name_is_refused() -> None:
         ({"scheduler": "slurm", "workers": 4, "partition": "a b"}, "partition"),
         ({"scheduler": "slurm", "workers": 4, "options": ["qos=x"]}, "options"),
         ({"scheduler": "slurm", "workers": 4, "options": ["-p x\nrm -r y"]}, "options"),
+        ({"scheduler": "slurm", "workers": 4, "options": ["--"]}, "no option of slurm"),
+        ({"scheduler": "slurm", "workers": 4, "options": ["--time=60"]}, "set walltime"),
+        ({"scheduler": "slurm", "workers": 4, "options": ["-pgpu"]}, "set partition"),
+        ({"scheduler": "pbs", "workers": 4, "options": ["-l select=2"]}, "set nodes and workers"),
         ({"scheduler": "slurm", "workers": 4, "image": "a/b"}, "'image' means nothing"),
         ({"scheduler": "local", "workers": 4, "partition": "a"}, "'partition' means nothing"),
         ({"scheduler": "pbs", "workers": 4, "min_jobs": 3, "max_jobs": 2}, "above max_jobs"),
         ({"scheduler": "kubernetes", "workers": 4, "memory": 8}, "needs 'image'"),
+        ({**KUBERNETES, "workers": 4, "volumes": {"my_data": "/scratch"}}, "'my_data' is no name"),
+        ({**KUBERNETES, "workers": 4, "partition": "Chem"}, "'Chem' is no name"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -349,16 +453,18 @@ def test_the_section_of_a_recipe() -> None:
         load_recipe("stability", [*jobs, "cluster.partitoin=cpu"])
 
 
-def test_what_is_missing_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     slurm = ClusterSettings(scheduler="slurm", workers=4)
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"nucleate\[cluster\]"):
-        check_cluster(slurm)
+        check_cluster(slurm, tmp_path)
     monkeypatch.setattr(cluster, "find_spec", lambda name: name)
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="sbatch"):
-        check_cluster(slurm)
-    check_cluster(LOCAL)
+        check_cluster(slurm, tmp_path)
+    check_cluster(LOCAL, tmp_path)
 
 
 def test_a_run_takes_its_workers_from_the_cluster(

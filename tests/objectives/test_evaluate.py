@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,13 @@ def test_a_crash_costs_what_was_under_way(kind, cost, first, again, monkeypatch)
         assert {k: v.value for k, v in found.items()} == {str(i): i for i in range(150)}
         evaluate(whole, named(150), range(150))
         assert all(call in whole.calls for call in resumed.calls)
+
+
+def test_relaxations_are_as_many_at_a_time_as_keep_all_workers_busy() -> None:
+    relaxes = Costly(CostClass.RELAXATION)
+    relaxes.potential = SimpleNamespace(pool=SimpleNamespace(n_workers=512))  # type: ignore[attr-defined]
+    evaluate(relaxes, named(2000), range(2000))
+    assert [len(call) for call in relaxes.calls] == [1536, 464]
 
 
 def test_what_costs_microseconds_is_not_looked_up() -> None:

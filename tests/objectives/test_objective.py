@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,25 @@ def test_submission_returns_at_once_and_shares_what_is_under_way() -> None:
     assert (result.spent, result.reused) == ({"table": 1}, {"table": 1})
     assert sorted(prop.seen) == [0.1, 0.2, 0.3]
     assert second.result() is result
+    objective.close()
+
+
+def test_a_streamed_batch_does_not_wait_for_the_slowest_of_the_one_before() -> None:
+    later = threading.Event()
+
+    class Streamed(Table):
+        def stream(self, structures: Sequence[Any]) -> Iterator[tuple[Sequence[int], Scores]]:
+            if structures[0] == 0.3:
+                later.set()
+            for i in range(len(structures)):
+                assert later.wait(30), "the second batch has not begun"
+                yield [i], self.evaluate(structures[i : i + 1])
+
+    objective = Objective([Term(Streamed(), UNIT)])
+    first = objective.submit([0.1, 0.2], ["a", "b"], step=1)
+    second = objective.submit([0.3], ["c"], step=2)
+    np.testing.assert_allclose(first.result().reward, [0.1, 0.2])
+    np.testing.assert_allclose(second.result().reward, [0.3])
     objective.close()
 
 

@@ -9,7 +9,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nucleate.errors import NucleateError
 from nucleate.execution.meter import current_meter, metered
@@ -21,31 +21,14 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
+    from nucleate.execution.pool import Pool
     from nucleate.physics.cells import Cell
 
 MOST_ATOMS = 2000  # of one task of spread()
-PROCESS_ATOMS = 150  # least atoms that are worth the way to a process of this machine
 
 
 class PoolLostError(NucleateError):
     """No worker can be had any more. It is no item's failure, and ends what waits for items."""
-
-
-class Pool(Protocol):
-    """Workers that run one task after another.
-
-    Attributes:
-        n_workers: how many.
-        workers_here: those of them that take cores of this machine.
-        least_atoms: that are worth a task of their own.
-    """
-
-    n_workers: int
-    workers_here: int
-    least_atoms: int
-
-    def schedule(self, fn: Any, args: Sequence[Any], timeout: float | None) -> Future[Any]:
-        """Run ``fn(*args)`` in a worker, for at most so many seconds."""
 
 
 def pool_stopped() -> WorkerCrashError:

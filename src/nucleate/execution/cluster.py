@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucleate.errors import InputError, MissingDependencyError
-from nucleate.execution.chunks import PoolLostError, map_chunks, pool_stopped
+from nucleate.execution.chunks import PoolLostError, pool_stopped
 from nucleate.execution.meter import Meter, current_meter, timed
 from nucleate.execution.pilot import run_task
+from nucleate.execution.pool import Pool
 from nucleate.execution.settings import ClusterSettings
 from nucleate.physics.potentials import WorkerCrashError
 
@@ -54,7 +55,7 @@ COMMANDS = {"slurm": "sbatch", "pbs": "qsub"}
 # the pool -------------------------------------------------------------------------------------
 
 
-class ClusterPool(concurrent.futures.Executor):
+class ClusterPool(Pool):
     """Workers in batch jobs, with a time-out for each task.
 
     Args:
@@ -92,14 +93,13 @@ class ClusterPool(concurrent.futures.Executor):
         potential: Spec | None = None,
         heartbeat: int = HEARTBEAT,
     ) -> None:
-        check_cluster(settings)
+        self.folder = check_cluster(settings, folder)
         from parsl import Config, DataFlowKernel
         from parsl.concurrent import ParslPoolExecutor
 
         self.settings, self.timeout = settings, timeout
         self.n_workers = settings.total_workers
         self.workers_here = self.n_workers if settings.scheduler == "local" else 0
-        self.folder = _usable(Path(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._potential = json.dumps(potential, sort_keys=True)
         self._executor = _executor(settings, _provider(settings), heartbeat)
@@ -118,19 +118,13 @@ class ClusterPool(concurrent.futures.Executor):
         self._unfinished: set[Future[Any]] = set()
         self._closed = threading.Event()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run ``fn(*args, **kwargs)`` in a worker.
-
-        The future raises what the function raised, TimeoutError after the pool's time-out,
-        :class:`WorkerCrashError` if its process died, or three workers were lost under it, or
-        :class:`PoolLostError` if no job works any more.
-        """
-        return self.schedule(partial(fn, **kwargs) if kwargs else fn, args, self.timeout)
-
     def schedule(
         self, fn: Callable[..., Any], args: Sequence[Any], timeout: float | None
     ) -> Future[Any]:
-        """Like :meth:`submit` with this task's own time-out in seconds."""
+        """Like :meth:`submit` with this task's own time-out in seconds.
+
+        A task under which three workers were lost raises :class:`WorkerCrashError`.
+        """
         if self._closed.is_set():
             raise RuntimeError("the pool was shut down")
         outer: Future[Any] = concurrent.futures.Future()
@@ -143,18 +137,6 @@ class ClusterPool(concurrent.futures.Executor):
         inner = self._parsl.submit(run_task, self._potential, task, timeout)
         inner.add_done_callback(partial(self._finish, outer, current_meter(), timeout))
         return outer
-
-    def map_chunks(
-        self,
-        function: Callable[[list[Any]], list[Any]],
-        items: Sequence[Any],
-        chunk_size: int | Sequence[int],
-        *,
-        timeout: float | None = None,
-    ) -> list[Future[list[Any]]]:
-        """Spread items over the workers in chunks, as :meth:`ProcessPool.map_chunks` does."""
-        limit = timeout if timeout is not None else self.timeout
-        return map_chunks(self, function, items, chunk_size, limit)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the jobs: after the queued tasks, or at once if ``cancel_futures``.
@@ -171,9 +153,6 @@ class ClusterPool(concurrent.futures.Executor):
             self._end()
         else:
             threading.Thread(target=self._end_after_tasks, name="cluster-end").start()
-
-    def __exit__(self, exc_type: type | None, *rest: object) -> None:
-        self.shutdown(wait=True, cancel_futures=exc_type is not None)
 
     def _end_after_tasks(self) -> None:
         concurrent.futures.wait(list(self._unfinished))
@@ -230,20 +209,28 @@ def _lost(error: BaseException | None, folder: str) -> PoolLostError:
     return PoolLostError(
         "No batch job works any more.",
         " ".join(told[-3:])[-500:],
-        f"Look into {folder}/submit_scripts and {folder}/{LABEL}, mend the section 'cluster', and "
-        "try again; what was evaluated is kept.",
+        f"Look into {folder}/submit_scripts and {folder}/{LABEL}, or what 'kubectl logs' says of "
+        "the pods, mend the section 'cluster', and try again; what was evaluated is kept.",
     )
 
 
 # jobs -----------------------------------------------------------------------------------------
 
 
-def check_cluster(settings: ClusterSettings) -> None:
-    """Refuse a cluster that this machine can't submit jobs to.
+def check_cluster(settings: ClusterSettings, folder: str | Path) -> Path:
+    """Refuse a cluster that this machine can't submit jobs to, without submitting any.
+
+    Args:
+        settings: which jobs.
+        folder: for scripts, logs and keys, or one that it will lie in.
+
+    Returns:
+        The folder's absolute path.
 
     Raises:
         MissingDependencyError: Parsl, or the client of Kubernetes, is not installed.
-        InputError: the scheduler's commands are not here.
+        InputError: the scheduler's commands are not here, no cluster of Kubernetes is known, this
+            machine has not the address, or the jobs can't name or see the folder.
     """
     if find_spec("parsl") is None:
         raise MissingDependencyError(
@@ -262,6 +249,26 @@ def check_cluster(settings: ClusterSettings) -> None:
             f"The scheduler {settings.scheduler!r} takes jobs by it.",
             "Start nucleate on a machine of the cluster that may submit jobs.",
         )
+    if settings.scheduler == "kubernetes":
+        _check_kubernetes(settings)
+    if settings.scheduler != "local":
+        _addresses(settings.address)
+    return _usable(Path(folder), settings)
+
+
+def _check_kubernetes(settings: ClusterSettings) -> None:
+    """Read where the cluster is; nothing is asked of it."""
+    from parsl.providers.kubernetes import kube
+
+    try:
+        _provider(settings)
+    except kube.config.config_exception.ConfigException as error:
+        raise InputError(
+            "No cluster of Kubernetes is known here.",
+            f"{error}",
+            "Have 'kubectl get pods' work first: it reads ~/.kube/config, or the file that "
+            "KUBECONFIG names.",
+        ) from error
 
 
 def batch_script(settings: ClusterSettings, folder: str | Path) -> str:
@@ -277,9 +284,9 @@ def batch_script(settings: ClusterSettings, folder: str | Path) -> str:
         MissingDependencyError: Parsl is not installed.
         InputError: the folder's name won't do.
     """
-    check_cluster(settings.model_copy(update={"scheduler": "local"}))
+    check_cluster(ClusterSettings(scheduler="local", workers=1), folder)
     executor: Any = _executor(settings, None, HEARTBEAT)
-    executor.run_dir = str(_usable(Path(folder)) / "000")
+    executor.run_dir = str(_usable(Path(folder), settings) / "000")
     executor.cert_dir = f"{executor.logdir}/certificates"
     executor.logconf_path = None
     executor.worker_port = "PORT"
@@ -289,7 +296,7 @@ def batch_script(settings: ClusterSettings, folder: str | Path) -> str:
     if settings.scheduler == "kubernetes":
         from parsl.providers.kubernetes.template import template_string
 
-        arguments = provider_arguments(settings)
+        arguments = provider_arguments(settings) | pod_limits(settings)
         setup = arguments.pop("worker_init")
         shown = [f"# {name}: {value}" for name, value in arguments.items()]
         return "\n".join([*shown, "", ""]) + template_string.format(
@@ -351,6 +358,15 @@ def provider_arguments(settings: ClusterSettings) -> dict[str, Any]:
     return arguments
 
 
+def pod_limits(settings: ClusterSettings) -> dict[str, Any]:
+    """What makes a pod a job: it ends, once, and in time. Parsl's provider leaves this open.
+
+    By default Kubernetes starts the container of a pod again for ever, so that jobs which can't
+    work would never be seen to fail.
+    """
+    return {"restart_policy": "Never", "active_deadline_seconds": settings.walltime_seconds}
+
+
 def _setup(settings: ClusterSettings) -> str:
     """Shell lines before the workers: here, with this environment, then the user's own."""
     lines = []
@@ -382,7 +398,18 @@ def _provider(settings: ClusterSettings, *, dry: bool = False) -> Any:
         )
     elif settings.nodes > 1:
         arguments["launcher"] = launchers.MpiExecLauncher()
-    return provider(**arguments)
+    made = provider(**arguments)
+    if settings.scheduler == "kubernetes":
+        made.kube_client.create_namespaced_pod = partial(
+            _create_pod, made.kube_client.create_namespaced_pod, pod_limits(settings)
+        )
+    return made
+
+
+def _create_pod(create: Callable[..., Any], limits: Mapping[str, Any], **request: Any) -> Any:
+    for name, value in limits.items():
+        setattr(request["body"].spec, name, value)
+    return create(**request)
 
 
 def _executor(
@@ -446,13 +473,20 @@ def _addresses(wanted: str | None) -> set[str]:
     )
 
 
-def _usable(folder: Path) -> Path:
-    """The absolute path of a folder that shell scripts can name as it is."""
+def _usable(folder: Path, settings: ClusterSettings) -> Path:
+    """The absolute path of a folder that shell scripts can name as it is, and that jobs see."""
     path = folder.resolve()
     if re.search(r"[^\w/.,+@%=:-]", str(path)):
         raise InputError(
             f"{path} can't hold the files of batch jobs.",
             "Its path has a space or another character that scripts of jobs can't name.",
             "Set output.directory to a folder with a plain path.",
+        )
+    mounts = settings.volumes.values()
+    if settings.scheduler == "kubernetes" and not any(map(path.is_relative_to, mounts)):
+        raise InputError(
+            f"The pods don't see {path}.",
+            f"Their volumes are mounted at {', '.join(mounts)}.",
+            "Set output.directory to a folder of a volume that has the same path here and there.",
         )
     return path

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nucleate.errors import InputError, MissingDependencyError, NucleateError, RecipeError
-from nucleate.execution.chunks import PROCESS_ATOMS, map_chunks, pool_stopped, spread
+from nucleate.execution.chunks import pool_stopped
 from nucleate.execution.local import available_cores
 from nucleate.execution.meter import Meter, current_meter
+from nucleate.execution.pool import Pool, SpreadPotential
 from nucleate.execution.remote import (
     PROGRAM,
     Remote,
@@ -36,8 +37,6 @@ from nucleate.protocols import PotentialResult
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
-
-    from pymatgen.core import Structure
 
 START_TIMEOUT = 600.0  # seconds to start, import and read weights
 
@@ -115,7 +114,7 @@ def _close(tasks: queue.SimpleQueue[_Task | None], n_threads: int) -> None:
         tasks.put(None)
 
 
-class IsolatedPool(concurrent.futures.Executor):
+class IsolatedPool(Pool):
     """Workers in another interpreter.
 
     Args:
@@ -135,8 +134,6 @@ class IsolatedPool(concurrent.futures.Executor):
         ...     pool.submit("math:hypot", 3, 4).result()
         5.0
     """
-
-    least_atoms = PROCESS_ATOMS
 
     def __init__(
         self,
@@ -220,12 +217,11 @@ class IsolatedPool(concurrent.futures.Executor):
         *,
         timeout: float | None = None,
     ) -> list[Future[list[Any]]]:
-        """Spread items over the workers in chunks, as :meth:`ProcessPool.map_chunks` does."""
-        limit = timeout if timeout is not None else self.timeout
+        """Spread items over the workers in chunks, as :meth:`Pool.map_chunks` does."""
         remote = Remote.of(function)
         if remote.decode is None:
             remote = replace(remote, decode=_as_list)
-        return map_chunks(self, remote, items, chunk_size, limit)
+        return super().map_chunks(remote, items, chunk_size, timeout=timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers: after the queued calls, or at once if ``cancel_futures``.
@@ -241,9 +237,6 @@ class IsolatedPool(concurrent.futures.Executor):
         if wait or cancel_futures:
             for thread in self._threads:
                 thread.join()
-
-    def __exit__(self, exc_type: type | None, *rest: object) -> None:
-        self.shutdown(wait=True, cancel_futures=exc_type is not None)
 
     def _put(
         self,
@@ -302,7 +295,7 @@ def _plain(value: Any) -> Any:
 # potentials -----------------------------------------------------------------------------------
 
 
-class IsolatedPotential:
+class IsolatedPotential(SpreadPotential):
     """An ASE calculator of another interpreter as a potential.
 
     Args:
@@ -334,40 +327,17 @@ class IsolatedPotential:
         correction: str = "none",
     ) -> None:
         check_correction(correction)
-        self.accepts_cells = True
         self.name = name or calculator
         self.level_of_theory = level_of_theory
         self.correction = correction
-        self.pool = IsolatedPool(python, workers, timeout=timeout)
+        self.timeout = timeout
+        self.pool = pool = IsolatedPool(python, workers, timeout=timeout)
         self._remote = Remote(calculator, calculator=arguments or {}, decode=_results)
-        self.weights_hash: str = self.pool.load(self._remote)["weights_hash"]
+        self.weights_hash: str = pool.load(self._remote)["weights_hash"]
 
-    def evaluate(
-        self,
-        structures: Sequence[Structure | Cell],
-        *,
-        forces: bool = False,
-        stress: bool = False,
-        magmoms: bool = False,
-    ) -> list[PotentialResult | Exception]:
-        """One result for each of B structures, order kept; waits for all."""
-        return self.submit(structures, forces=forces, stress=stress, magmoms=magmoms).result()
-
-    def submit(
-        self,
-        structures: Sequence[Structure | Cell],
-        *,
-        forces: bool = False,
-        stress: bool = False,
-        magmoms: bool = False,
-    ) -> Future[list[PotentialResult | Exception]]:
-        """Start evaluating B structures; the future's result is that of :meth:`evaluate`.
-
-        Equal structures are computed once.
-        """
-        wanted = {"forces": forces, "stress": stress, "magmoms": magmoms}
-        work = replace(self._remote, kwargs=wanted)
-        return spread(self.pool, work, structures, self.pool.timeout)
+    def _work(self, wanted: dict[str, bool]) -> Any:
+        """A call of the calculator."""
+        return replace(self._remote, kwargs=wanted)
 
 
 def _results(answers: list[dict[str, Any]]) -> list[PotentialResult | Exception]:

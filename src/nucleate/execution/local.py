@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pebble
 
 from nucleate.allocator import keep_memory
-from nucleate.execution.chunks import PROCESS_ATOMS, Pool, map_chunks, pool_stopped, spread
+from nucleate.execution.chunks import pool_stopped, spread
 from nucleate.execution.meter import current_meter, timed
 from nucleate.execution.parent import watch_parent
+from nucleate.execution.pool import Pool, SpreadPotential
 from nucleate.physics.cells import for_potential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
 
@@ -97,7 +98,7 @@ def _start(pool: pebble.ProcessPool, started: threading.Event, closed: threading
     closed.wait()
 
 
-class ProcessPool(concurrent.futures.Executor):
+class ProcessPool(Pool):
     """A pool of worker processes with a time-out for each task.
 
     Args:
@@ -116,8 +117,6 @@ class ProcessPool(concurrent.futures.Executor):
         ...     pool.submit(pow, 2, 10).result()
         1024
     """
-
-    least_atoms = PROCESS_ATOMS
 
     def __init__(
         self,
@@ -145,14 +144,6 @@ class ProcessPool(concurrent.futures.Executor):
             target=_start, args=(self._pool, started, self._closed), daemon=True, name="pool-start"
         ).start()
         started.wait()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run ``fn(*args, **kwargs)`` in a worker.
-
-        The future raises what the function raised, TimeoutError after the pool's time-out, or
-        :class:`WorkerCrashError` if the worker died.
-        """
-        return self.schedule(partial(fn, **kwargs) if kwargs else fn, args, self.timeout)
 
     def schedule(
         self, fn: Callable[..., Any], args: Sequence[Any], timeout: float | None
@@ -188,31 +179,6 @@ class ProcessPool(concurrent.futures.Executor):
         inner.add_done_callback(finish)
         return outer
 
-    def map_chunks(
-        self,
-        function: Callable[[list[Any]], list[Any]],
-        items: Sequence[Any],
-        chunk_size: int | Sequence[int],
-        *,
-        timeout: float | None = None,
-    ) -> list[Future[list[Any]]]:
-        """Spread items over the workers in chunks.
-
-        Args:
-            function: takes a list of items and returns as many results; importable by name, or
-                a partial of such a function.
-            items: B items.
-            chunk_size: items in a chunk, or the size of each chunk in turn.
-            timeout: seconds for a single item; a chunk has this and a second more for each item.
-
-        Returns:
-            One future for each chunk, in order, each with a result or an Exception for each of
-            its items. A chunk that fails as a whole is run again item by item, so that only the
-            item at fault is lost.
-        """
-        limit = timeout if timeout is not None else self.timeout
-        return map_chunks(self, function, items, chunk_size, limit)
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers: after the queued tasks, or at once if ``cancel_futures``.
 
@@ -232,17 +198,12 @@ class ProcessPool(concurrent.futures.Executor):
         if wait or cancel_futures:
             self._closed.set()
 
-    def __exit__(self, exc_type: type | None, *rest: object) -> None:
-        self.shutdown(wait=True, cancel_futures=exc_type is not None)
-
 
 def _evaluate(
-    spec: Spec, forces: bool, stress: bool, magmoms: bool, cells: list[Cell]
+    spec: Spec, wanted: dict[str, bool], cells: list[Cell]
 ) -> list[PotentialResult | Exception]:
     potential = _potential(spec)
-    return potential.evaluate(
-        for_potential(cells, potential), forces=forces, stress=stress, magmoms=magmoms
-    )
+    return potential.evaluate(for_potential(cells, potential), **wanted)
 
 
 def _relax(spec: Spec, settings: RelaxSettings, cells: list[Cell]) -> list[Relaxation]:
@@ -251,7 +212,7 @@ def _relax(spec: Spec, settings: RelaxSettings, cells: list[Cell]) -> list[Relax
     return relax(cells, _potential(spec), settings)
 
 
-class PooledPotential:
+class PooledPotential(SpreadPotential):
     """A potential whose work is spread over a pool of processes.
 
     Args:
@@ -270,38 +231,15 @@ class PooledPotential:
 
     def __init__(self, spec: Spec, pool: Pool, *, timeout: float | None = 60.0) -> None:
         described = get_potential(spec)
-        self.accepts_cells = True
         self.name = described.name
         self.level_of_theory = described.level_of_theory
         self.correction = described.correction
         self.weights_hash = described.weights_hash
-        self._spec, self.pool, self._timeout = spec, pool, timeout
+        self._spec, self.pool, self.timeout = spec, pool, timeout
 
-    def evaluate(
-        self,
-        structures: Sequence[Structure | Cell],
-        *,
-        forces: bool = False,
-        stress: bool = False,
-        magmoms: bool = False,
-    ) -> list[PotentialResult | Exception]:
-        """One result for each of B structures, order kept; waits for all."""
-        return self.submit(structures, forces=forces, stress=stress, magmoms=magmoms).result()
-
-    def submit(
-        self,
-        structures: Sequence[Structure | Cell],
-        *,
-        forces: bool = False,
-        stress: bool = False,
-        magmoms: bool = False,
-    ) -> Future[list[PotentialResult | Exception]]:
-        """Start evaluating B structures; the future's result is that of :meth:`evaluate`.
-
-        Equal structures are computed once. Structures travel as arrays, the largest first.
-        """
-        work = partial(_evaluate, self._spec, forces, stress, magmoms)
-        return spread(self.pool, work, structures, self._timeout)
+    def _work(self, wanted: dict[str, bool]) -> Any:
+        """A function of this module, with all but the cells."""
+        return partial(_evaluate, self._spec, wanted)
 
     def relax(
         self, structures: Sequence[Structure | Cell], settings: RelaxSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,6 +20,28 @@ UNUSED = {
     "local": ("partition", "account", "nodes", "memory", "options", "address", "image", "volumes"),
 }
 """Scheduler: keys that mean nothing to it."""
+
+KEYS_OF_OPTIONS = {
+    "slurm": {
+        "-p --partition": "partition",
+        "-A --account": "account",
+        "-t --time": "walltime",
+        "-N --nodes": "nodes",
+        "--mem": "memory",
+        "-c --cpus-per-task -n --ntasks --ntasks-per-node": "workers",
+    },
+    "pbs": {
+        "-q": "partition",
+        "-A": "account",
+        "-lwalltime": "walltime",
+        "-lselect -lnodes -lncpus": "nodes and workers",
+        "-lmem": "memory",
+    },
+}
+"""Scheduler: options of its command that keys of the section stand for."""
+
+KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A label as of RFC 1123."""
 
 
 class ClusterSettings(Settings):
@@ -74,7 +97,24 @@ class ClusterSettings(Settings):
             for name in ("image", "memory", "volumes"):
                 if not getattr(self, name):
                     raise ValueError(f"Kubernetes needs '{name}'")
+            for name in (self.partition or "default", *self.volumes):
+                if not KUBERNETES_NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{name!r} is no name in Kubernetes: those of namespaces and volumes have "
+                        "lower-case letters, digits and hyphens, 63 at most"
+                    )
+        for entry in self.options:
+            self._check_option(entry)
         return self
+
+    def _check_option(self, entry: str) -> None:
+        """Refuse an option that would contradict a key."""
+        given = re.match(r"--[\w-]+|-l *\w+|-\w", entry)
+        if given is None:
+            raise ValueError(f"{entry!r} is no option of {self.scheduler}")
+        for options, key in KEYS_OF_OPTIONS.get(self.scheduler, {}).items():
+            if given[0].replace(" ", "") in options.split():
+                raise ValueError(f"instead of the option {entry!r} set {key} in this section")
 
     @property
     def walltime_seconds(self) -> int:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
 _PART = {CostClass.RELAXATION: 256, CostClass.DFT: 1}
-"""Crystals that are evaluated together, and kept together, by cost class; else all at once."""
+"""Crystals that are evaluated together, and kept together, by cost class; else all at once. Of
+relaxations there are three at least for each worker."""
 
 
 def make_property(
@@ -129,9 +130,7 @@ def evaluate(
         cache = None
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
-    size = _PART.get(prop.cost, len(digests)) or 1
-    if _streams(prop):
-        size = len(digests) or 1
+    size = _part(prop) or len(digests) or 1
     for start in range(0, len(digests), size):
         asked = dict(
             zip(digests[start : start + size], structures[start : start + size], strict=True)
@@ -152,6 +151,13 @@ def evaluate(
             "It takes a list of structures and gives one value for each; mend it and try again.",
         ) from errors[0]
     return {digest: found[digest] for digest in digests}
+
+
+def _part(prop: Property) -> int:
+    """Crystals that are evaluated and kept together, 0 for all; enough for all workers."""
+    size = 0 if streams(prop) else _PART.get(prop.cost, 0)
+    pool = getattr(getattr(prop, "potential", None), "pool", None)
+    return size if size < 2 or pool is None else max(size, 3 * pool.n_workers)
 
 
 def _computed(
@@ -219,7 +225,7 @@ def _parts(
 def _stream(
     prop: Property, structures: Sequence[Structure], shared: Measurements | None
 ) -> Iterator[tuple[Sequence[int], Scores]]:
-    if _streams(prop):
+    if streams(prop):
         yield from prop.stream(structures)  # type: ignore[attr-defined]
     elif isinstance(prop, MeasuredProperty):
         yield range(len(structures)), prop.evaluate(structures, shared)
@@ -227,7 +233,7 @@ def _stream(
         yield range(len(structures)), prop.evaluate(structures)
 
 
-def _streams(prop: Property) -> bool:
+def streams(prop: Property) -> bool:
     """Whether a property is a :class:`~nucleate.protocols.StreamedProperty`."""
     return callable(getattr(prop, "stream", None))
 

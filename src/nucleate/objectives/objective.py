@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nucleate.errors import RecipeError
-from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property
+from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property, streams
 from nucleate.objectives.pareto import ParetoFront
 from nucleate.objectives.settings import Combine, FilterSettings, ObjectiveSettings
 from nucleate.objectives.shaping import Shaping
@@ -449,9 +449,11 @@ class Objective:
         elif missing:
             chosen = {d: s for d in missing if (s := structures[first[d]]) is not None}
             # properties of one measurement in turn: who measures does not depend on timing
-            lane = prop.measurement if isinstance(prop, MeasuredProperty) else label
+            lane, batches = label, 2 if streams(prop) else 1  # at a time
+            if isinstance(prop, MeasuredProperty):
+                lane, batches = prop.measurement, 1
             if lane not in self._threads:
-                self._threads[lane] = ThreadPoolExecutor(1, f"nucleate-{label}")
+                self._threads[lane] = ThreadPoolExecutor(batches, f"nucleate-{label}")
             future = self._threads[lane].submit(self._evaluate, prop, chosen, filtering, shared)
         work = _Work(label, prop, known, borrowed, future, step)
         running.update(dict.fromkeys(missing, work))

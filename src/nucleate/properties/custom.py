@@ -14,11 +14,12 @@ import concurrent.futures
 import contextlib
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
+    from nucleate.execution.pool import Pool
+
 PropertyFunction = Callable[
     [Sequence["Structure"]], "Sequence[float | None] | Mapping[int, float | None]"
 ]
@@ -41,23 +44,6 @@ Start = Callable[[Sequence["Structure"]], "dict[Future[list[Any]], range]"]
 _CHUNK = 16  # most crystals in one call of a worker, where they are not costly
 _COSTLY = (CostClass.RELAXATION, CostClass.DFT)
 _HOPELESS = 8  # so many crystals that all raise are a broken function, not bad crystals
-
-
-class ChunkPool(Protocol):
-    """What this property needs of a pool of processes."""
-
-    n_workers: int
-
-    def map_chunks(
-        self,
-        function: Any,
-        items: Sequence[Any],
-        chunk_size: int,
-        *,
-        timeout: float | None = None,
-    ) -> list[Future[list[Any]]]:
-        """Results, or an Exception, for each item of each chunk, in order."""
-        ...
 
 
 class CustomProperty:
@@ -98,6 +84,7 @@ class CustomProperty:
         self._function = function
         self._order_checked = False
         self._start: Start | None = None
+        self._here = threading.Lock()  # a function in this process is called by one thread
         self._key = key or f"custom/{self.name}/{_source_hash(function)}"
 
     @classmethod
@@ -106,7 +93,7 @@ class CustomProperty:
         path: Path,
         function: str,
         *,
-        pool: ChunkPool | None = None,
+        pool: Pool | None = None,
         timeout: float | None = 60.0,
         name: str | None = None,
         unit: str = "",
@@ -209,7 +196,9 @@ class CustomProperty:
         if self._start is None:
             size = 1 if self.cost in _COSTLY else len(structures)
             for rows in _chunks(len(structures), size):
-                yield rows, self.evaluate([structures[i] for i in rows])
+                with self._here:
+                    scores = self.evaluate([structures[i] for i in rows])
+                yield rows, scores
             return
         answers: list[Any] = []
         chunks = self._start(structures)
@@ -226,7 +215,7 @@ def _chunks(n: int, size: int) -> list[range]:
 
 
 def _start(
-    pool: ChunkPool, work: Any, timeout: float | None, cost: str, structures: Sequence[Structure]
+    pool: Pool, work: Any, timeout: float | None, cost: str, structures: Sequence[Structure]
 ) -> dict[Future[list[Any]], range]:
     """Values on their way, and the rows that they belong to, in order."""
     share = len(structures) // (3 * pool.n_workers)

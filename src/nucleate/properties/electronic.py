@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pymatgen.core import Structure
 
-    from nucleate.execution.chunks import Pool
+    from nucleate.execution.pool import Pool
     from nucleate.physics.cells import Cell
 
 

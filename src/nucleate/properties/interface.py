@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
-from nucleate.execution.chunks import Pool, spread
+from nucleate.execution.chunks import spread
+from nucleate.execution.pool import Pool
 from nucleate.physics.cells import Cell, as_cell, as_structure
 from nucleate.physics.coincidence import (
     Coincidence,

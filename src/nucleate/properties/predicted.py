@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from nucleate.execution.chunks import Pool, spread
+from nucleate.execution.chunks import spread
+from nucleate.execution.pool import Pool
 from nucleate.predictors.checkpoint import SHIPPED, load_predictor
 from nucleate.predictors.features import CrystalFeatures, frozen_chgnet
 from nucleate.predictors.predictor import Prediction, Predictor

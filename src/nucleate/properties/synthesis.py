@@ -9,7 +9,7 @@ from nucleate.properties.predicted import Predicted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nucleate.execution.chunks import Pool
+    from nucleate.execution.pool import Pool
 
 
 class Synthesizability(Predicted):
