@@ -316,7 +316,8 @@ def relax(
     """Relax B crystals together.
 
     Where the potential's forces have exactly the symmetry of the crystal, as CHGNet's have here, a
-    symmetric start stays symmetric, on a saddle point if need be; atoms displaced by 0.01 Å leave it.
+    symmetric start stays symmetric, on a saddle point if need be; atoms displaced by 0.01 Å leave
+    it.
 
     Args:
         structures: starting points.
