@@ -97,13 +97,14 @@ def compare(
     verbose: bool,
 ) -> float:
     """Print what came out; the share of equal energies."""
-    equal = both = 0
+    equal = both = lower = 0
     for structure, mine, other in zip(structures, ours, theirs, strict=True):
         relaxed = mine.status is RelaxStatus.CONVERGED
         if relaxed and other is not None:
             difference = mine.energy_after - other[0]
             both += 1
             equal += abs(difference) < TOLERANCE
+            lower += difference <= -TOLERANCE
             if verbose or abs(difference) >= TOLERANCE:
                 print(
                     f"{structure.formula}: ours {difference * 1e3:+.1f} meV/atom, "
@@ -117,7 +118,8 @@ def compare(
     print(
         f"relaxed by both {both}, by us {sum(r.status is RelaxStatus.CONVERGED for r in ours)}, "
         f"one by one {sum(t is not None for t in theirs)}, of {len(structures)}; "
-        f"{equal} of {both} within {TOLERANCE * 1e3:g} meV/atom"
+        f"{equal} of {both} within {TOLERANCE * 1e3:g} meV/atom, "
+        f"ours lower in {lower}, higher in {both - equal - lower}"
     )
     print(
         f"steps a crystal: ours {np.mean([r.n_steps for r in ours]):.1f}, "

@@ -14,7 +14,15 @@ from nucleate.errors import RecipeError
 from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
 from nucleate.physics.potentials import AsePotential
-from nucleate.physics.relax import TIGHT, RelaxSettings, RelaxStatus, equilibrium, relax
+from nucleate.physics.relax import (
+    REACH,
+    TIGHT,
+    RelaxSettings,
+    RelaxStatus,
+    _Model,
+    equilibrium,
+    relax,
+)
 from nucleate.protocols import PotentialResult
 
 
@@ -87,6 +95,26 @@ def test_a_turned_crystal_takes_the_same_steps(argon: AsePotential) -> None:
     assert one.energy_after == pytest.approx(other.energy_after, abs=1e-6)
     assert abs(one.n_steps - other.n_steps) <= 1  # the cell's rows are no invariants
     assert one.n_steps < 25
+
+
+def test_forces_that_count_as_none_carry_no_atom_far() -> None:
+    """However soft the direction; a stiff one is hardly held up."""
+    fmax = 0.05
+    model = _Model(np.diag([50.0, 50.0, 1e-4]), n=1, longest=0.5, shift=fmax / REACH)
+    step = model.step(np.array([5.0, 0.0, fmax]))
+    assert step[2] == pytest.approx(REACH, rel=1e-3)
+    assert step[0] == pytest.approx(0.1, rel=0.03)
+
+
+def test_a_long_step_bends_towards_steepest_descent() -> None:
+    """The soft direction is cut short, not the stiff one, and the longest move is kept to."""
+    stiffness, force = np.diag([20.0, 20.0, 0.5]), np.array([1.0, 0.0, 1.0])
+    step = _Model(stiffness, n=1, longest=0.1, shift=1e-3).step(force)
+    assert 0.08 < np.linalg.norm(step) <= 0.1
+    newton = np.linalg.solve(stiffness, force)
+    assert step[0] > 3 * newton[0] * 0.1 / np.linalg.norm(newton)
+    huge = _Model(stiffness, n=1, longest=0.1, shift=1e-12).step(1e3 * force)
+    assert np.linalg.norm(huge) == pytest.approx(0.1)
 
 
 def test_a_step_uphill_is_taken_back() -> None:

@@ -1,9 +1,13 @@
 """Relaxation of many crystals at once, atoms and cell, each by quasi-Newton steps of its own.
 
-A step goes to the minimum of a quadratic model, no further than the model has proved right. The
-model starts from springs between neighbours (:mod:`nucleate.physics.springs`) and learns from
-every step (BFGS with Powell's damping: Nocedal and Wright, Numerical Optimization, 2006,
-algorithm 18.2); a step that went uphill is taken back. The cell moves by strain increments,
+A step goes to the minimum of a quadratic model, no further than the model has proved right. Where
+that is too far, all curvatures are raised until it is near enough: the step bends towards steepest
+descent, and soft directions wait for the stiff ones (trust region, Nocedal and Wright, Numerical
+Optimization, 2006, chapter 4). They are raised by ``fmax`` over :data:`REACH` at least, since
+forces that count as none must not carry a crystal along a flat direction out of the minimum that
+it started in. The model starts from springs between neighbours (:mod:`nucleate.physics.springs`)
+and learns from every step (BFGS with Powell's damping, the same book's algorithm 18.2); a step
+that went uphill is taken back. The cell moves by strain increments,
 ``lattice <- lattice exp(strain)``, atoms with it, so that volume stays positive and no rotation
 creeps in. As in ASE's cell filters the force on the cell is the virial over the number of atoms,
 and a crystal has converged when no atom and no row of the cell feels more than ``fmax``.
@@ -127,6 +131,8 @@ class Relaxation:
 
 TYPICAL_BOND = 3.0  # Å, turns a strain into a move
 UPHILL = 1e-4  # eV/atom; a step to an energy that is higher by more is taken back
+REACH = 0.05  # Å, how far a force of fmax may move an atom
+SHIFTS = np.geomspace(1.0, 1e6, 80)  # by which the least shift of the curvatures may grow
 SCALE = (0.1, 4.0)  # by how much the first step may change the scale of the model
 
 
@@ -138,16 +144,22 @@ class _Model:
             six more, if there are any, N times the strain.
         n: N.
         longest: Å, the longest move.
+        shift: eV/Å², by how much each step takes all directions to be stiffer, at least.
     """
 
-    def __init__(self, stiffness: np.ndarray, n: int, longest: float) -> None:
-        self.stiffness, self.n, self.longest = stiffness, n, longest
+    def __init__(self, stiffness: np.ndarray, n: int, longest: float, shift: float) -> None:
+        self.stiffness, self.n, self.longest, self.shift = stiffness, n, longest, shift
         self.radius, self.scaled = longest, False
 
     def step(self, force: np.ndarray) -> np.ndarray:
-        """(d,) move to the model's minimum, or as far towards it as the model is trusted."""
-        step = np.linalg.solve(self.stiffness, force)
-        return step * min(1.0, self.radius / max(self._length(step), 1e-12))
+        """(d,) move to the minimum of the model, shifted until that lies where it is trusted."""
+        curvatures, directions = np.linalg.eigh(self.stiffness)
+        shifted = curvatures + self.shift * SHIFTS[:, None]
+        steps = (force @ directions / shifted) @ directions.T
+        for step in steps:
+            if self._length(step) <= self.radius:
+                return step
+        return step * (self.radius / self._length(step))
 
     def learn(self, step: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
         """Take in the (d,) forces, eV/Å, at both ends of a step."""
@@ -206,7 +218,8 @@ class _Member:
             self.symmetry = find_symmetry(cell, settings.symprec)
         n = len(cell.numbers)
         d = 3 * n + 6 if settings.cell else 3 * n
-        self.model = _Model(spring_stiffness(cell)[:d, :d], n, settings.max_move)
+        shift = settings.fmax / REACH
+        self.model = _Model(spring_stiffness(cell)[:d, :d], n, settings.max_move, shift)
         self.point: _Point | None = None
         self.step = np.zeros(d)
 
@@ -301,6 +314,10 @@ def relax(
     settings: RelaxSettings | None = None,
 ) -> list[Relaxation]:
     """Relax B crystals together.
+
+    Where the potential's forces have exactly the symmetry of the crystal, as CHGNet's have here, a
+    symmetric start stays symmetric, on a saddle point if need be; atoms displaced by 0.01 Å leave
+    it.
 
     Args:
         structures: starting points.
