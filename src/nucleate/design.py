@@ -452,6 +452,7 @@ def _tune(
         screen = Screen(
             recipe.screen,
             store,
+            cache,
             potential=_screening(recipe.screen.potential, potential),
             training=known,
         )

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -9,8 +16,10 @@ from pymatgen.core import Lattice, Structure
 
 from made_up import VOLUME, MadeUpPotential
 from nucleate.errors import InputError
+from nucleate.protocols import Status
 from nucleate.screen.screen import Screen, Screened
 from nucleate.screen.settings import ScreenSettings
+from nucleate.store.cache import EvaluationCache
 from nucleate.store.experience import ExperienceStore
 from nucleate.structures.formulas import FormulaIndex, composition_key
 from nucleate.structures.identity import ReferenceSet
@@ -131,3 +140,79 @@ def test_novel_against_crystals_of_a_file(tmp_path) -> None:
 def test_what_makes_no_sense_is_refused(stages: list, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         ScreenSettings.model_validate({"stages": stages})
+
+
+# what runs share ----------------------------------------------------------------------------
+
+BLOWN = salt(edge=EDGE * 2.5)  # leaves the allowed volumes
+
+
+def shared_screen(cache: EvaluationCache, **parts: Any) -> Screen:
+    settings = ScreenSettings.model_validate({"stages": parts.pop("stages", FULL[:3])})
+    potential = parts.pop("potential", None) or MadeUpPotential(**parts)
+    return Screen(settings, ExperienceStore(":memory:"), cache, potential=potential)
+
+
+def test_a_second_run_takes_relaxations_from_the_first(tmp_path: Path) -> None:
+    crystals = [salt(edge=EDGE * 1.1, gap=0.45), salt("K", "Br"), BLOWN]
+    with EvaluationCache(tmp_path / "shared.sqlite", "one") as cache:
+        one = through(shared_screen(cache), crystals, names="same")
+    with EvaluationCache(tmp_path / "shared.sqlite", "two") as cache:
+        made = shared_screen(cache)
+        two = through(made, crystals, names="same")
+        assert made._stages[1].potential.asked == 0
+        for mine, other in zip(two.structures, one.structures, strict=True):
+            assert (mine is None) == (other is None)
+            if mine is not None:
+                np.testing.assert_array_equal(mine.lattice.matrix, other.lattice.matrix)
+                np.testing.assert_array_equal(mine.frac_coords, other.frac_coords)
+        np.testing.assert_array_equal(two.rmsd, one.rmsd)
+        assert two.energies == one.energies
+        assert two.reasons == one.reasons and two.statuses == one.statuses
+        assert two.statuses[2] is Status.UNSUPPORTED
+        assert two.reasons[2].startswith("relaxation exploded: ")
+        # charged like relaxations of its own, and said to be another's
+        spent = {entry.name: entry for entry in made._stages[1].records.store.spending()}
+        assert (spent["relaxed"].evaluations, spent["relaxed"].cached) == (3, 3)
+        tighter = ["valid", {"type": "relaxed", "fmax": 0.01}]
+        for other in (shared_screen(cache, stages=tighter), shared_screen(cache, weights_hash="1")):
+            through(other, crystals, names="same")
+            assert other._stages[1].potential.asked > 0  # other settings, other weights
+
+
+def test_relaxations_that_were_done_survive_a_kill(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(tmp_path / "shared.sqlite")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout.readline() == "in the second part\n"
+        run.send_signal(signal.SIGKILL)
+    with EvaluationCache(tmp_path / "shared.sqlite", "two") as cache:
+        made = shared_screen(cache, stages=FULL[:2])
+        key = made.keys["relaxed"]
+        assert set(cache.lookup([f"same-{i}" for i in range(4)], key)) == {"same-0", "same-1"}
+        through(made, [salt(edge=EDGE * 1.05)] * 2, names="same")
+        assert made._stages[1].potential.asked == 0
+
+
+KILLED = """
+import sys, time
+from nucleate.screen import screen
+from nucleate.protocols import CostClass
+from nucleate.store.cache import EvaluationCache
+from made_up import MadeUpPotential
+from screen.test_screen import EDGE, salt, shared_screen, through
+
+class Hangs(MadeUpPotential):
+    def evaluate(self, structures, **wanted):
+        if any(19 in structure.numbers for structure in structures):
+            print("in the second part", flush=True)
+            time.sleep(60)
+        return super().evaluate(structures, **wanted)
+
+screen.PART[CostClass.RELAXATION] = 2
+crystals = [salt(edge=EDGE * 1.05), salt(), salt("K"), salt("K", "Br")]
+with EvaluationCache(sys.argv[1], "one") as cache:
+    through(shared_screen(cache, stages=["valid", "relaxed"], potential=Hangs()), crystals, names="same")
+"""

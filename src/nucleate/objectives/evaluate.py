@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 _HOPELESS = 8  # so many crystals that all raise are a broken property, not bad crystals
-_PART = {CostClass.RELAXATION: 256, CostClass.DFT: 1}
+PART = {CostClass.RELAXATION: 256, CostClass.DFT: 1}
 """Crystals that are evaluated together, and kept together, by cost class; else all at once. Of
 relaxations there are three at least for each worker."""
 
@@ -155,7 +155,7 @@ def evaluate(
 
 def _part(prop: Property) -> int:
     """Crystals that are evaluated and kept together, 0 for all; enough for all workers."""
-    size = 0 if streams(prop) else _PART.get(prop.cost, 0)
+    size = 0 if streams(prop) else PART.get(prop.cost, 0)
     pool = getattr(getattr(prop, "potential", None), "pool", None)
     return size if size < 2 or pool is None else max(size, 3 * pool.n_workers)
 

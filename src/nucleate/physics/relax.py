@@ -27,8 +27,10 @@ import numpy as np
 
 from nucleate.errors import InputError, NucleateError, RecipeError, did_you_mean
 from nucleate.physics.cells import Cell, as_cell, as_structure, for_potential
+from nucleate.physics.potentials import UnsupportedError, WorkerCrashError, status_of
 from nucleate.physics.springs import STRAINS, spring_stiffness
 from nucleate.physics.symmetry import Symmetry, find_symmetry, primitive_cell
+from nucleate.protocols import Status
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -43,7 +45,19 @@ class RelaxStatus(StrEnum):
     STEP_CAP = "step cap"
     TIMEOUT = "timeout"
     EXPLODED = "exploded"  # the volume left the allowed range, or atoms lost their neighbours
-    FAILED = "failed"  # the starting structure could not be evaluated
+    UNSUPPORTED = "unsupported"  # the starting structure is outside the potential's range
+    CRASHED = "crashed"  # the potential's worker died
+    FAILED = "failed"  # the structure makes no sense, or the potential raised
+
+    @property
+    def verdict(self) -> Status:
+        """Whether there is a relaxed crystal, and if not, whether that is the crystal's own."""
+        match self:
+            case RelaxStatus.CONVERGED | RelaxStatus.STEP_CAP:
+                return Status.OK
+            case RelaxStatus.EXPLODED | RelaxStatus.UNSUPPORTED:
+                return Status.UNSUPPORTED
+        return Status(self.value)
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ class RelaxSettings:
     Attributes:
         fmax: eV/Å, the largest force left on an atom or on the cell.
         max_steps: evaluations of forces after the first.
-        timeout: seconds for the whole batch, None for no limit.
+        timeout: seconds for one crystal, None for no limit. Of what a batch takes, a crystal's
+            share is that of its atoms.
         cell: whether the cell moves too.
         symprec: Å; if given, forces and stress are averaged over the symmetry operations found
             in the starting structure at this tolerance, so that it can't lose symmetry.
@@ -213,6 +228,7 @@ class _Member:
     def __init__(self, index: int, cell: Cell, settings: RelaxSettings) -> None:
         self.index, self.start, self.trial = index, cell, cell
         self.settings, self.n_steps, self.energy_before = settings, 0, float("nan")
+        self.seconds = 0.0
         self.symmetry: Symmetry | None = None
         if settings.symprec is not None:
             self.symmetry = find_symmetry(cell, settings.symprec)
@@ -259,6 +275,11 @@ class _Member:
         self.n_steps += 1
 
     @property
+    def n_atoms(self) -> int:
+        """In the cell."""
+        return len(self.start.numbers)
+
+    @property
     def reached(self) -> _Point:
         """The best point; there is one once the potential has spoken."""
         if self.point is None:
@@ -269,6 +290,15 @@ class _Member:
     def volume_ratio(self) -> float:
         """Of the trial, relative to the start."""
         return _volume(self.trial) / _volume(self.start)
+
+    def lose(self, error: Exception) -> Relaxation:
+        """The result where the potential gave none for the trial."""
+        match status := status_of(error):
+            case Status.TIMEOUT | Status.CRASHED | Status.FAILED:
+                return Relaxation(RelaxStatus(status.value), str(error), n_steps=self.n_steps)
+        if self.point is None:
+            return Relaxation(RelaxStatus.UNSUPPORTED, str(error))
+        return self.finish(RelaxStatus.EXPLODED, str(error))
 
     def finish(self, status: RelaxStatus, reason: str = "") -> Relaxation:
         """The result at the best point, or, of an explosion, at the trial."""
@@ -328,7 +358,6 @@ def relax(
         B relaxations, order kept; a crystal that fails has its reason and harms no other.
     """
     settings = settings or RelaxSettings()
-    deadline = None if settings.timeout is None else time.monotonic() + settings.timeout
     done: list[Relaxation | None] = [None] * len(structures)
     members: list[_Member] = []
     for i, structure in enumerate(structures):
@@ -337,7 +366,7 @@ def relax(
         except Exception as error:  # that structure's own failure
             done[i] = Relaxation(RelaxStatus.FAILED, str(error))
     members = _evaluate(members, potential, settings, done)
-    while members := [m for m in members if not _ended(m, settings, deadline, done)]:
+    while members := [m for m in members if not _ended(m, settings, done)]:
         for member in members:
             member.move()
         members = _evaluate(members, potential, settings, done)
@@ -375,13 +404,20 @@ def equilibrium(
     for i, result in zip(rows, relaxed, strict=True):
         if result.status is RelaxStatus.CONVERGED and result.structure is not None:
             found[i] = as_cell(result.structure)
-        elif result.status is RelaxStatus.TIMEOUT:
-            found[i] = TimeoutError(f"relaxation: {result.reason}")
         elif result.status is RelaxStatus.STEP_CAP:
             found[i] = NucleateError(f"relaxation not converged: {result.reason}")
         else:
-            found[i] = NucleateError(f"relaxation {result.status.value}: {result.reason}")
+            kind = _ERRORS.get(result.status.verdict, NucleateError)
+            found[i] = kind(f"relaxation {result.status.value}: {result.reason}")
     return found
+
+
+_ERRORS: dict[Status, type[Exception]] = {
+    Status.TIMEOUT: TimeoutError,
+    Status.CRASHED: WorkerCrashError,
+    Status.UNSUPPORTED: UnsupportedError,
+}
+"""What stands for a crystal whose relaxation ended so."""
 
 
 def _evaluate(
@@ -391,17 +427,17 @@ def _evaluate(
     done: list[Relaxation | None],
 ) -> list[_Member]:
     """Forces of all trials; those that can't be evaluated are done, the others are returned."""
+    started = time.monotonic()
     results = potential.evaluate(
         for_potential([m.trial for m in members], potential), forces=True, stress=settings.cell
     )
+    seconds_per_atom = (time.monotonic() - started) / max(1, sum(m.n_atoms for m in members))
     alive = []
     low, high = settings.volume_range
     for member, result in zip(members, results, strict=True):
+        member.seconds += seconds_per_atom * member.n_atoms
         if isinstance(result, Exception):
-            if member.point is None:
-                done[member.index] = Relaxation(RelaxStatus.FAILED, str(result))
-            else:
-                done[member.index] = member.finish(RelaxStatus.EXPLODED, str(result))
+            done[member.index] = member.lose(result)
             continue
         member.take(result)
         if not np.isfinite(member.reached.fmax):
@@ -417,7 +453,6 @@ def _evaluate(
 def _ended(
     member: _Member,
     settings: RelaxSettings,
-    deadline: float | None,
     done: list[Relaxation | None],
 ) -> bool:
     """True, with the result noted, if this crystal has no further step to take."""
@@ -428,7 +463,7 @@ def _ended(
         done[member.index] = member.finish(
             RelaxStatus.STEP_CAP, f"{left:.3f} eV/Å left after {member.n_steps} steps"
         )
-    elif deadline is not None and time.monotonic() > deadline:
+    elif settings.timeout is not None and member.seconds > settings.timeout:
         done[member.index] = member.finish(
             RelaxStatus.TIMEOUT, f"{settings.timeout:g} s passed after {member.n_steps} steps"
         )

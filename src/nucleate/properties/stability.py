@@ -273,9 +273,8 @@ def _energy(result: EnergyResult | None) -> tuple[float, tuple[Status, str]]:
     if isinstance(result, PotentialResult):
         energy = float(result.energy)
     else:
-        if result.structure is None or result.status not in ("converged", "step cap"):
-            status = Status.TIMEOUT if result.status == "timeout" else Status.FAILED
-            return np.nan, (status, f"relaxation: {result.reason or result.status.value}")
+        if (status := result.status.verdict) is not Status.OK:
+            return np.nan, (status, f"relaxation {result.status.value}: {result.reason}")
         energy = float(result.energy_after)
     if not np.isfinite(energy):
         return energy, (Status.FAILED, f"the potential gave the energy {energy}")

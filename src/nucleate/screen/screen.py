@@ -7,28 +7,29 @@ and has a reason, whose part before the colon is what is counted. From the stage
 crystal is what it relaxed to, for the later stages and for the properties.
 
 Relaxations and energies are recorded under the digest of the drawn crystal and looked up before
-they are computed, so that a crystal is relaxed once in a run. Stages that ask a potential run in
+they are computed, in the run and in the cache of the project, so that a crystal is relaxed once.
+Stages that ask a potential run in
 a thread of their own, batch after batch, so that they overlap with sampling and updates and their
 verdicts do not depend on timing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from nucleate.execution.local import relax_anywhere
 from nucleate.execution.meter import metered
-from nucleate.objectives.evaluate import evaluations_of
+from nucleate.objectives.evaluate import PART, evaluations_of
 from nucleate.physics.cells import Cell, as_cell, as_structure
 from nucleate.physics.potentials import status_of
-from nucleate.physics.relax import RelaxSettings, RelaxStatus
+from nucleate.physics.relax import RelaxSettings
+from nucleate.properties.shared import described
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import CostClass, Potential, PotentialResult, Status
 from nucleate.screen.settings import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from nucleate.physics.relax import Relaxation
+    from nucleate.store.cache import EvaluationCache
 
 
 class Known(Protocol):
@@ -114,18 +116,14 @@ class _Relaxed:
 
     name, unit, cost = "relaxed", "Å", CostClass.RELAXATION
 
-    def __init__(
-        self, settings: RelaxedStage, potential: Potential, store: ExperienceStore
-    ) -> None:
+    def __init__(self, settings: RelaxedStage, potential: Potential, records: _Records) -> None:
         self.settings = RelaxSettings(**settings.model_dump(exclude={"type"}))
-        self.potential, self.store = potential, store
-        described = repr(sorted(asdict(self.settings).items()))
-        digest = hashlib.sha256(described.encode()).hexdigest()[:12]
-        self.key = f"relaxed/1/{potential.name}-{potential.weights_hash[:16]}/{digest}"
+        self.potential, self.records = potential, records
+        self.key = f"{self.name}/1/{described(potential, self.settings)}"
 
     def __call__(self, batch: Screened) -> None:
-        found = _measured(self, self.store, batch, self._relax)
-        cells = self.store.cells(self.key, found)
+        found = self.records.measured(self, batch, self._relax)
+        cells = self.records.store.cells(self.key, found)
         for row in batch.left:
             digest = batch.digests[row]
             if found[digest].status is Status.OK:
@@ -155,14 +153,8 @@ def _relaxation(result: Relaxation | Exception) -> Evaluation:
     if isinstance(result, Exception):
         status = status_of(result)
         return Evaluation(np.nan, status, f"relaxation {status.value}: {result}")
-    if result.status is RelaxStatus.TIMEOUT:
-        return Evaluation(np.nan, Status.TIMEOUT, f"relaxation timed out: {result.reason}")
-    if result.structure is None or result.status not in (
-        RelaxStatus.CONVERGED,
-        RelaxStatus.STEP_CAP,
-    ):
-        reason = f"relaxation {result.status.value}: {result.reason}"
-        return Evaluation(np.nan, Status.FAILED, reason)
+    if (status := result.status.verdict) is not Status.OK:
+        return Evaluation(np.nan, status, f"relaxation {result.status.value}: {result.reason}")
     measured = {
         "energy_before": result.energy_before,
         "energy_after": result.energy_after,
@@ -182,10 +174,10 @@ class _Stable:
         self,
         settings: StableStage,
         potential: Potential,
-        store: ExperienceStore,
+        records: _Records,
         relaxed: _Relaxed | None,
     ) -> None:
-        self.below, self.store = settings.below, store
+        self.below, self.records = settings.below, records
         self.judge = EnergyAboveHull(potential, settings.hull, correct=settings.correct)
         self.relaxed = relaxed is not None
         self.key = f"stable/1/{self.judge.key}/{relaxed.key if relaxed else 'as drawn'}"
@@ -202,7 +194,7 @@ class _Stable:
             found = evaluations_of(scores, range(len(structures)), 0.0)
             return dict(zip(digests, found, strict=True)), {}
 
-        found = _measured(self, self.store, batch, measure)
+        found = self.records.measured(self, batch, measure)
         for row in batch.left:
             entry = found[batch.digests[row]]
             if entry.status is not Status.OK:
@@ -253,31 +245,61 @@ class _Novel:
 Measure = Callable[["list[Structure]", list[str]], "tuple[dict[str, Evaluation], dict[str, Cell]]"]
 
 
-def _measured(
-    stage: _Relaxed | _Stable, store: ExperienceStore, batch: Screened, measure: Measure
-) -> dict[str, Evaluation]:
-    """What the store knows of the crystals that are left; the rest measured and recorded."""
-    first: dict[str, int] = {}
-    for row in batch.left:
-        first.setdefault(batch.digests[row], row)
-    known = store.lookup(first, stage.key)
-    missing = [digest for digest in first if digest not in known]
-    structures = [s for d in missing if (s := batch.structures[first[d]]) is not None]
-    with metered() as meter:
-        fresh, cells = measure(structures, missing) if missing else ({}, {})
-    share = meter.seconds / max(len(fresh), 1)
-    fresh = {digest: replace(entry, seconds=share) for digest, entry in fresh.items()}
-    store.record(
-        batch.step,
-        stage.key,
-        fresh,
-        name=stage.name,
-        unit=stage.unit,
-        cost=stage.cost,
-        reused=known,
-        cells=cells,
-    )
-    return {**known, **fresh}
+@dataclass(frozen=True)
+class _Records:
+    """Where measurements are looked up before they are made, and written.
+
+    Attributes:
+        store: of the run.
+        cache: of the project, None for none.
+    """
+
+    store: ExperienceStore
+    cache: EvaluationCache | None
+
+    def measured(
+        self, stage: _Relaxed | _Stable, batch: Screened, measure: Measure
+    ) -> dict[str, Evaluation]:
+        """What is known of the crystals that are left; the rest measured and recorded.
+
+        As by :func:`nucleate.objectives.evaluate.evaluate`, costly measurements are made in parts
+        that follow from the digests, each kept in the cache as soon as it is done.
+        """
+        first: dict[str, int] = {}
+        for row in batch.left:
+            first.setdefault(batch.digests[row], row)
+        known = self.store.lookup(first, stage.key)
+        asked = [digest for digest in first if digest not in known]
+        fresh: dict[str, Evaluation] = {}
+        cells: dict[str, Cell] = {}
+        size = PART.get(stage.cost, len(asked)) or 1
+        for start in range(0, len(asked), size):
+            part = asked[start : start + size]
+            if self.cache is not None:
+                fresh |= self.cache.lookup(part, stage.key)
+                cells |= self.cache.cells(stage.key, part)
+            missing = [digest for digest in part if digest not in fresh]
+            if not missing:
+                continue
+            structures = [s for d in missing if (s := batch.structures[first[d]]) is not None]
+            with metered() as meter:
+                found, led_to = measure(structures, missing)
+            share = meter.seconds / len(missing)
+            found = {digest: replace(entry, seconds=share) for digest, entry in found.items()}
+            if self.cache is not None:
+                self.cache.keep(stage.key, found, led_to)
+            fresh, cells = fresh | found, cells | led_to
+        self.store.record(
+            batch.step,
+            stage.key,
+            fresh,
+            name=stage.name,
+            unit=stage.unit,
+            cost=stage.cost,
+            reused=known,
+            cells=cells,
+        )
+        return {**known, **fresh}
 
 
 class Screen:
@@ -286,6 +308,7 @@ class Screen:
     Args:
         settings: stages and thresholds.
         store: where relaxations and energies are looked up and recorded.
+        cache: what other runs have measured; None to share nothing.
         potential: what the stages ``relaxed`` and ``stable`` ask; None if there are none.
         training: what ``novel`` is measured against if its reference is the training set.
 
@@ -298,6 +321,7 @@ class Screen:
         self,
         settings: ScreenSettings,
         store: ExperienceStore,
+        cache: EvaluationCache | None = None,
         *,
         potential: Potential | None = None,
         training: Known | None = None,
@@ -306,18 +330,19 @@ class Screen:
         self.judge: EnergyAboveHull | None = None
         self.keys: dict[str, str] = {}
         relaxed: _Relaxed | None = None
+        records = _Records(store, cache)
         for stage in settings.stages:
             match stage:
                 case ValidStage():
                     self._stages.append(_Valid(stage))
                 case RelaxedStage():
                     assert potential is not None
-                    relaxed = _Relaxed(stage, potential, store)
+                    relaxed = _Relaxed(stage, potential, records)
                     self._stages.append(relaxed)
                     self.keys["relaxed"] = relaxed.key
                 case StableStage():
                     assert potential is not None
-                    stable = _Stable(stage, potential, store, relaxed)
+                    stable = _Stable(stage, potential, records, relaxed)
                     self._stages.append(stable)
                     self.judge, self.keys["stable"] = stable.judge, stable.key
                 case UniqueStage():

@@ -9,7 +9,7 @@ time; a writer waits for the one before it.
 
 What is kept are values, and verdicts that follow from the crystal (``unsupported``, ``invalid``).
 An evaluation that failed, took too long or crashed may do better another time: it counts in the
-run that met it, and other runs try anew.
+run that met it, and other runs try anew. What a relaxation led to is kept beside its evaluation.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nucleate.protocols import Status
-from nucleate.store.database import Database
+from nucleate.store.cells import CellDatabase
 from nucleate.store.experience import Evaluation
 from nucleate.store.filesystem import storage_errors
 from nucleate.store.values import compact_json, finite, number, numbers
+from nucleate.structures.parsing import Cell
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -63,7 +64,7 @@ def crystal_digest(structure: Structure) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-class EvaluationCache(Database):
+class EvaluationCache(CellDatabase):
     """Evaluations by crystal and property, shared by runs.
 
     Args:
@@ -111,10 +112,20 @@ class EvaluationCache(Database):
             for digest, value, status, reason, seconds, extra, source in rows
         }
 
-    def keep(self, key: str, evaluations: Mapping[str, Evaluation]) -> None:
+    def keep(
+        self,
+        key: str,
+        evaluations: Mapping[str, Evaluation],
+        cells: Mapping[str, Cell] | None = None,
+    ) -> None:
         """Write new evaluations, in one transaction that is on the disk when this returns.
 
         A digest already known keeps its old value, and what another time may mend is left out.
+
+        Args:
+            key: what they are kept under.
+            evaluations: by digest.
+            cells: what crystals became in the measurement, by digest, such as relaxed ones.
         """
         rows = [
             (
@@ -140,3 +151,4 @@ class EvaluationCache(Database):
                 "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [(identity, *row) for row in rows],
             )
+            self._keep_cells(connection, identity, cells or {})

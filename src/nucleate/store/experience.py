@@ -27,8 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nucleate.protocols import Status
-from nucleate.store.database import Database
-from nucleate.store.packing import pack_cell, unpack_cell
+from nucleate.store.cells import CellDatabase
 from nucleate.store.values import compact_json, finite, number, numbers
 from nucleate.structures.parsing import Cell
 
@@ -73,13 +72,6 @@ CREATE TABLE rewards (
     status TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, position)) WITHOUT ROWID;
 CREATE TABLE steps (step INTEGER PRIMARY KEY, metrics TEXT NOT NULL, timings TEXT NOT NULL);
 """
-
-
-_CELLS = """
-CREATE TABLE IF NOT EXISTS cells (
-    property INTEGER NOT NULL REFERENCES properties (id), digest TEXT NOT NULL,
-    cell BLOB NOT NULL, PRIMARY KEY (property, digest)) WITHOUT ROWID
-"""  # made when the first cell is kept: most runs relax nothing
 
 
 @dataclass(frozen=True)
@@ -163,7 +155,7 @@ class Reward:
     reason: str = ""
 
 
-class ExperienceStore(Database):
+class ExperienceStore(CellDatabase):
     """Crystals, evaluations, rewards and step metrics of one run.
 
     Args and errors are those of :class:`~nucleate.store.database.Database`.
@@ -256,24 +248,8 @@ class ExperienceStore(Database):
                 [(step, identity, digest) for digest in dict.fromkeys(reused)],
             )
             spent = connection.total_changes - before
-            if cells:
-                connection.execute(_CELLS)
-                connection.executemany(
-                    "INSERT OR IGNORE INTO cells VALUES (?, ?, ?)",
-                    [(identity, digest, pack_cell(cell)) for digest, cell in cells.items()],
-                )
+            self._keep_cells(connection, identity, cells or {})
             return spent
-
-    def cells(self, key: str, digests: Iterable[str]) -> dict[str, Cell]:
-        """What crystals became in a measurement, by digest; absent where nothing was kept."""
-        if not self._rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'cells'"):
-            return {}
-        rows = self._rows(
-            "SELECT digest, cell FROM cells JOIN properties ON id = property WHERE key = ? "
-            "AND digest IN (SELECT value FROM json_each(?))",
-            (key, json.dumps(list(digests))),
-        )
-        return {digest: unpack_cell(cell) for digest, cell in rows}
 
     def evaluations_spent(self, name: str, *, step: int | None = None) -> int:
         """Evaluations of a property charged to the run so far, or to one step.
