@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from nucleate.execution.local import PooledPotential, ProcessPool, submit_relaxa
 from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
 from nucleate.physics.potentials import WorkerCrashError, get_potential
-from nucleate.physics.relax import RelaxStatus
+from nucleate.physics.relax import RelaxSettings, RelaxStatus
 from nucleate.protocols import Potential, PotentialResult
 
 
@@ -127,6 +129,24 @@ def test_pooled_potential_equals_the_potential(pool: ProcessPool) -> None:
             assert np.allclose(ours.forces, theirs.forces, atol=1e-5)
     assert results[21] is results[0]
     assert pooled.evaluate([]) == []
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 600.0), (7.0, 7.0)])
+def test_a_relaxation_has_the_time_of_its_settings(asked: float | None, given: float) -> None:
+    class Watched:
+        n_workers, workers_here, least_atoms = 1, 1, 150
+
+        def schedule(self, fn: Any, args: Any, timeout: float | None) -> Future[Any]:
+            self.timeout = timeout
+            done: Future[Any] = Future()
+            done.set_exception(TimeoutError(f"took longer than {timeout:g} s"))
+            return done
+
+    pool = Watched()
+    [late] = submit_relaxations(
+        [rock_salt(5.5)], "chgnet", pool, RelaxSettings(timeout=asked)
+    ).result()
+    assert pool.timeout == given and isinstance(late, TimeoutError)
 
 
 def test_relaxations_through_the_pool(pool: ProcessPool) -> None:

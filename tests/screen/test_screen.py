@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,30 @@ def test_relaxations_that_were_done_survive_a_kill(tmp_path: Path) -> None:
         assert set(cache.lookup([f"same-{i}" for i in range(4)], key)) == {"same-0", "same-1"}
         through(made, [salt(edge=EDGE * 1.05)] * 2, names="same")
         assert made._stages[1].potential.asked == 0
+
+
+class Slow(MadeUpPotential):
+    """Takes a quarter of a second for a batch that holds potassium."""
+
+    def evaluate(self, structures: Any, **wanted: Any) -> Any:
+        if any(19 in structure.numbers for structure in structures):
+            time.sleep(0.25)
+        return super().evaluate(structures, **wanted)
+
+
+def test_a_crystal_over_its_time_costs_no_other_and_is_tried_again_by_other_runs() -> None:
+    crystals = [salt(edge=EDGE * 1.1), salt("K", "Br", edge=EDGE * 1.2), salt("Li", "F")]
+    stages = ["valid", {"type": "relaxed", "timeout": 0.3, "fmax": 1e-5}]
+    with EvaluationCache(":memory:") as cache:
+        made = shared_screen(cache, stages=stages, potential=Slow())
+        result = through(made, crystals, names="same")
+        assert [s is not None for s in result.structures] == [True, False, True]
+        assert result.statuses[1] is Status.TIMEOUT
+        assert result.reasons[1].startswith("relaxation timeout: 0.3 s passed")
+        patient = shared_screen(cache, stages=["valid", {"type": "relaxed", "fmax": 1e-5}])
+        assert patient.keys == made.keys  # a value has no time-out
+        result = through(patient, crystals, names="same")
+        assert all(result.structures) and patient._stages[1].potential.asked > 0
 
 
 KILLED = """

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -244,7 +245,10 @@ class PooledPotential(SpreadPotential):
     def relax(
         self, structures: Sequence[Structure | Cell], settings: RelaxSettings
     ) -> list[Relaxation | Exception]:
-        """Relax B crystals, each from its first step to its last in one worker; waits for all."""
+        """Relax B crystals, each from its first step to its last in one worker; waits for all.
+
+        A worker that needs longer for one crystal than the settings allow is stopped.
+        """
         return submit_relaxations(structures, self._spec, self.pool, settings).result()
 
 
@@ -268,8 +272,6 @@ def submit_relaxations(
     spec: Spec,
     pool: Pool,
     settings: RelaxSettings | None = None,
-    *,
-    timeout: float | None = 600.0,
 ) -> Future[list[Relaxation | Exception]]:
     """Start relaxing B crystals on all workers, each worker a batch at a time.
 
@@ -277,13 +279,16 @@ def submit_relaxations(
         structures: starting points; equal ones are relaxed once.
         spec: the potential, by name or as a mapping of name and settings.
         pool: where it runs.
-        settings: of the relaxation.
-        timeout: seconds for one crystal alone, after which its worker is killed.
+        settings: of the relaxation; a worker that exceeds their time-out, by default
+            :data:`~nucleate.physics.relax.RELAXATION_SECONDS`, with one crystal alone is killed.
 
     Returns:
         A future of B relaxations, order kept; an exception where the time-out or a crash left
         nothing to report, or the structure has no meaning.
     """
-    from nucleate.physics.relax import RelaxSettings
+    from nucleate.physics.relax import RELAXATION_SECONDS, RelaxSettings
 
-    return spread(pool, partial(_relax, spec, settings or RelaxSettings()), structures, timeout)
+    settings = settings or RelaxSettings()
+    timeout = RELAXATION_SECONDS if settings.timeout is None else settings.timeout
+    work = partial(_relax, spec, replace(settings, timeout=None))
+    return spread(pool, work, structures, timeout)

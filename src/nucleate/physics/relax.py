@@ -67,8 +67,9 @@ class RelaxSettings:
     Attributes:
         fmax: eV/Å, the largest force left on an atom or on the cell.
         max_steps: evaluations of forces after the first.
-        timeout: seconds for one crystal, None for no limit. Of what a batch takes, a crystal's
-            share is that of its atoms.
+        timeout: seconds for one crystal; None for no limit, on workers for
+            :data:`RELAXATION_SECONDS`. In a batch a crystal has its atoms' share of the time, and
+            one that is over its own is tried again alone.
         cell: whether the cell moves too.
         symprec: Å; if given, forces and stress are averaged over the symmetry operations found
             in the starting structure at this tolerance, so that it can't lose symmetry.
@@ -90,6 +91,10 @@ class RelaxSettings:
             raise RecipeError(
                 f"fmax {self.fmax}, max_steps {self.max_steps} and max_move {self.max_move} "
                 "must be positive"
+            )
+        if self.timeout is not None and not self.timeout >= 0:
+            raise RecipeError(
+                f"timeout can't be {self.timeout} s", fix="Give a positive number, or null."
             )
 
     def updated(self, relax: bool | RelaxSettings | Mapping[str, Any]) -> RelaxSettings | None:
@@ -113,6 +118,9 @@ class RelaxSettings:
                 raise RecipeError(f"unknown setting {name!r} of 'relax'", fix=fix)
         return replace(self, **relax)
 
+
+RELAXATION_SECONDS = 600.0
+"""For one crystal on a worker where nothing else is said."""
 
 TIGHT = RelaxSettings(fmax=0.01, max_steps=500, symprec=0.01)
 """For what is measured around the minimum: close to it, and without loss of symmetry."""
@@ -228,7 +236,7 @@ class _Member:
     def __init__(self, index: int, cell: Cell, settings: RelaxSettings) -> None:
         self.index, self.start, self.trial = index, cell, cell
         self.settings, self.n_steps, self.energy_before = settings, 0, float("nan")
-        self.seconds = 0.0
+        self.seconds, self.late = 0.0, False
         self.symmetry: Symmetry | None = None
         if settings.symprec is not None:
             self.symmetry = find_symmetry(cell, settings.symprec)
@@ -358,6 +366,16 @@ def relax(
         B relaxations, order kept; a crystal that fails has its reason and harms no other.
     """
     settings = settings or RelaxSettings()
+    done, late = _together(structures, potential, settings)
+    for i in late if len(structures) > 1 else ():
+        [done[i]], _ = _together([structures[i]], potential, settings)
+    return done
+
+
+def _together(
+    structures: Sequence[Structure | Cell], potential: Potential, settings: RelaxSettings
+) -> tuple[list[Relaxation], list[int]]:
+    """One batch, and the entries of it that had used up their time."""
     done: list[Relaxation | None] = [None] * len(structures)
     members: list[_Member] = []
     for i, structure in enumerate(structures):
@@ -365,12 +383,13 @@ def relax(
             members.append(_Member(i, as_cell(structure), settings))
         except Exception as error:  # that structure's own failure
             done[i] = Relaxation(RelaxStatus.FAILED, str(error))
+    everyone = members
     members = _evaluate(members, potential, settings, done)
     while members := [m for m in members if not _ended(m, settings, done)]:
         for member in members:
             member.move()
         members = _evaluate(members, potential, settings, done)
-    return done  # type: ignore[return-value]  # the loop ends when every entry is set
+    return done, [m.index for m in everyone if m.late]  # type: ignore[return-value]  # the loop ends when every entry is set
 
 
 def equilibrium(
@@ -464,6 +483,7 @@ def _ended(
             RelaxStatus.STEP_CAP, f"{left:.3f} eV/Å left after {member.n_steps} steps"
         )
     elif settings.timeout is not None and member.seconds > settings.timeout:
+        member.late = True
         done[member.index] = member.finish(
             RelaxStatus.TIMEOUT, f"{settings.timeout:g} s passed after {member.n_steps} steps"
         )

@@ -119,7 +119,8 @@ class _Relaxed:
     def __init__(self, settings: RelaxedStage, potential: Potential, records: _Records) -> None:
         self.settings = RelaxSettings(**settings.model_dump(exclude={"type"}))
         self.potential, self.records = potential, records
-        self.key = f"{self.name}/1/{described(potential, self.settings)}"
+        lasting = replace(self.settings, timeout=None)  # a time-out is no one's value
+        self.key = f"{self.name}/1/{described(potential, lasting)}"
 
     def __call__(self, batch: Screened) -> None:
         found = self.records.measured(self, batch, self._relax)
@@ -277,7 +278,8 @@ class _Records:
             part = asked[start : start + size]
             if self.cache is not None:
                 fresh |= self.cache.lookup(part, stage.key)
-                cells |= self.cache.cells(stage.key, part)
+                kept = self.cache.cells(stage.key, part)
+                cells |= {digest: Cell(*cell) for digest, cell in kept.items()}
             missing = [digest for digest in part if digest not in fresh]
             if not missing:
                 continue

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from nucleate.config import Settings, option
 from nucleate.physics.hull_card import DEFAULT_HULL
-from nucleate.physics.relax import RelaxSettings
+from nucleate.physics.relax import RELAXATION_SECONDS, RelaxSettings
 from nucleate.structures.validity import DEFAULT_LIMITS
 
 TRAINING = "training"
@@ -49,6 +49,12 @@ class RelaxedStage(Settings):
         RelaxSettings.symprec,
         description="keep the symmetry found at this tolerance; null for no hold on it",
         unit="Å",
+        gt=0,
+    )
+    timeout: float = option(
+        RELAXATION_SECONDS,
+        description="time for one crystal, after which it counts as not relaxed",
+        unit="s",
         gt=0,
     )
     volume_range: tuple[float, float] = option(
