@@ -242,12 +242,16 @@ def _pareto(objective: Objective, ok: Mapping[str, pd.DataFrame]) -> dict[str, A
 def write_front(objective: Objective, folder: Path) -> None:
     """Write the Pareto front of all crystals of a run: ``pareto.csv``, and CIFs in ``pareto/``.
 
+    The CIFs hold the crystals that have the scores: relaxed ones where the run relaxed them, and
+    then ``pareto/drawn/`` holds what the policy drew.
+
     Args:
         objective: with the store of the run.
         folder: for both.
     """
+    from nucleate.physics.cells import Cell, as_structure
     from nucleate.store.packing import unpack_batch
-    from nucleate.structures.writing import write_cifs, write_table
+    from nucleate.structures.writing import column_name, write_cifs, write_table
     from nucleate.structures.wyckoff import decode
 
     front = objective.front()
@@ -257,20 +261,25 @@ def write_front(objective: Objective, folder: Path) -> None:
     first = {digest: i for i, digest in reversed(list(enumerate(known["digest"].tolist())))}
     order = sorted(range(len(front)), key=lambda k: -front.scores[k, 0])
     digests = [front.names[k] for k in order]
-    structures = decode(unpack_batch(objective.store.tokens(digests)))[0]
-    kept = [k for k, s in enumerate(structures) if s is not None]
-    width = max(3, len(str(len(kept))))
-    rows = [first[digests[k]] for k in kept]
+    drawn = [s for s in decode(unpack_batch(objective.store.tokens(digests)))[0] if s is not None]
+    width = max(3, len(str(len(drawn))))
+    rows = [first[digest] for digest in digests]
     names = [f"{n:0{width}d}_{known['formula'][row]}" for n, row in enumerate(rows, 1)]
-    paths = write_cifs([s for s in structures if s is not None], folder / FRONT_FOLDER, names)
-    columns = ("formula", "space_group", "step", "reward", *objective.properties)
-    write_table(
-        [
-            {"cif": f"{FRONT_FOLDER}/{path.name}", **{c: known[c][row] for c in columns}}
-            for path, row in zip(paths, rows, strict=True)
-        ],
-        folder / FRONT_CSV,
-    )
+    files = {"cif": (FRONT_FOLDER, drawn)}
+    if objective.crystals:
+        cells = objective.store.cells(objective.crystals, digests)
+        relaxed = [as_structure(Cell(*cells[digest])) for digest in digests]
+        files = {"cif": (FRONT_FOLDER, relaxed), "cif_as_drawn": (f"{FRONT_FOLDER}/drawn", drawn)}
+    columns = {name: name for name in ("formula", "space_group", "step", "reward")} | {
+        name: column_name(name, prop.unit) for name, prop in objective.properties.items()
+    }
+    table: list[dict[str, Any]] = [{} for _ in rows]
+    for column, (place, structures) in files.items():
+        for entry, path in zip(table, write_cifs(structures, folder / place, names), strict=True):
+            entry[column] = f"{place}/{path.name}"
+    for entry, row in zip(table, rows, strict=True):
+        entry |= {column: known[name][row] for name, column in columns.items()}
+    write_table(table, folder / FRONT_CSV)
 
 
 def markdown(said: Mapping[str, Any]) -> Iterator[str]:

@@ -213,13 +213,23 @@ def objective(data: ReportData) -> str:
     note = (
         f"<p class='note'>Large points are the Pareto front: no crystal of the same model is as "
         f"good in every score and better in one. Hypervolume is that of the scores "
-        f"({'; '.join(names)}) from {escape(str(pareto['reference']))}.</p>"
+        f"({'; '.join(names)}) from {escape(str(pareto['reference']))}.{_scored(data)}</p>"
     )
     pairs = list(combinations(range(len(pareto["terms"])), 2))[:MOST_PAIRS]
     charts = "".join(f"<figure>{_trade_off(pareto, *pair)}</figure>" for pair in pairs)
     charts += "".join(f"<figure>{_distribution(*entry)}</figure>" for entry in _values(said))
     shown = f'<div class="two"><div>{table}</div>{charts}</div>{note}{_front(pareto)}'
     return shown + _best_by_reward(said) + _refusals(said)
+
+
+def _scored(data: ReportData) -> str:
+    """Which crystals the run itself scored, where they are not those of the samples."""
+    if "screen: relaxed" not in data.manifest.get("properties", {}):
+        return ""
+    return (
+        " These samples are scored as drawn. The run scored relaxed crystals: their front is in "
+        "crystals/pareto.csv and crystals/pareto/."
+    )
 
 
 def _values(said: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -176,6 +176,18 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def column_name(name: str, unit: str) -> str:
+    """Name of a column of a table, with its unit.
+
+    Example:
+        >>> column_name("density", "g/cm^3"), column_name("coincident_area", "Å²")
+        ('density_g_per_cm3', 'coincident_area_A2')
+    """
+    plain = unit.translate(str.maketrans({"Å": "A", "²": "2", "³": "3", "μ": "mu", "^": None}))
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", plain.replace("/", "_per_")).strip("_")
+    return f"{name}_{plain}" if plain else name
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """A table as CSV (``.csv``) or JSON lines (``.jsonl``).
 
