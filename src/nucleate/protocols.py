@@ -27,8 +27,8 @@ class Status(StrEnum):
 
     OK = "ok"
     INVALID = "invalid"  # the crystal can't be decoded or fails a validity test
-    UNSUPPORTED = "unsupported"  # outside the property's range (an element the hull lacks, ...)
-    FAILED = "failed"  # the evaluation raised, or gave no finite number
+    UNSUPPORTED = "unsupported"  # has no such value, nor will have (an element the hull lacks, ...)
+    FAILED = "failed"  # the evaluation went wrong: it raised, or gave no finite number
     TIMEOUT = "timeout"
     CRASHED = "crashed"  # the worker process died
     FILTERED = "filtered"  # refused by a filter of the objective

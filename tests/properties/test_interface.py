@@ -11,6 +11,9 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from nucleate import plugins
 from nucleate.errors import InputError, RecipeError
 from nucleate.execution.local import ProcessPool
+from nucleate.objectives.dry_run import dry_run
+from nucleate.objectives.objective import Objective, Term
+from nucleate.objectives.shaping import Linear
 from nucleate.properties.interface import SUBSTRATES, CoincidentArea, read_substrate
 from nucleate.protocols import CostClass, Property, Status
 
@@ -48,11 +51,20 @@ def test_equals_the_search_of_pymatgen() -> None:
 
 def test_failures_have_reasons() -> None:
     scores = CoincidentArea(max_area=20).evaluate([germanium(), half()])
-    assert scores.status == [Status.FAILED, Status.INVALID]
+    assert scores.status == [Status.UNSUPPORTED, Status.INVALID]
     assert scores.reason[0] == "no coincident area up to 20 Å² on Si(100)"
     assert scores.reason[1]
     assert np.isnan(scores.value).all()
     assert len(CoincidentArea().evaluate([])) == 0
+
+
+def test_films_without_a_match_do_not_look_like_a_broken_set_up() -> None:
+    films = [germanium().copy() for _ in range(4)]
+    objective = Objective([Term(CoincidentArea(max_area=20), Linear(type="linear", low=0, high=9))])
+    [trial] = dry_run(objective, films, list("abcd"))
+    assert trial.ok == 0
+    counted = objective.score(films, list("abcd")).counts
+    assert counted == {"unsupported: no coincident area up to 20 Å² on Si(100)": 4}
 
 
 def test_workers_give_the_same_and_a_time_out_costs_one_crystal() -> None:

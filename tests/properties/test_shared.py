@@ -80,7 +80,7 @@ def test_scores_keep_order_status_reason_and_columns() -> None:
         lambda x: {"itself": x},
     )
     ok, failed = Status.OK, Status.FAILED
-    assert scores.status == [ok, Status.TIMEOUT, failed, failed, failed]
+    assert scores.status == [ok, Status.TIMEOUT, failed, failed, Status.UNSUPPORTED]
     assert scores.reason == ["", "60 s", "not converged", "no finite number", "below zero"]
     np.testing.assert_array_equal(scores.value, [0.5] + [np.nan] * 4)
     np.testing.assert_array_equal(scores.extra["itself"], [2.0, np.nan, np.nan, 0.0, -1.0])

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pymatgen.analysis.interfaces.zsl import gen_sl_transform_matrices, reduce_vectors
 
+from nucleate.errors import InputError
+
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
@@ -56,10 +58,17 @@ def facets(highest: int) -> list[Facet]:
 
 
 def conventional_lattice(structure: Structure, symprec: float = SYMPREC) -> np.ndarray:
-    """(3, 3) rows, Å, of the conventional standard cell (Setyawan and Curtarolo 2010)."""
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+    """(3, 3) rows, Å, of the conventional standard cell (Setyawan and Curtarolo 2010).
 
-    analyser = SpacegroupAnalyzer(structure, symprec=symprec)
+    Raises:
+        InputError: no symmetry can be found.
+    """
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
+
+    try:
+        analyser = SpacegroupAnalyzer(structure, symprec=symprec)
+    except SymmetryUndeterminedError as error:
+        raise InputError("no symmetry could be found", str(error)) from error
     return np.array(analyser.get_conventional_standard_structure().lattice.matrix)
 
 

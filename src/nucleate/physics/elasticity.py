@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nucleate.errors import NucleateError, RecipeError
+from nucleate.errors import RecipeError
 from nucleate.physics.cells import Cell
 from nucleate.physics.measurement import Measurement, measure
+from nucleate.physics.potentials import UnsupportedError
 from nucleate.physics.relax import TIGHT, RelaxSettings, equilibrium
 from nucleate.physics.symmetry import find_symmetry
 
@@ -375,11 +376,11 @@ def _given_way(springs: np.ndarray, coupling: np.ndarray) -> np.ndarray:
         coupling: (M, 6) eV/Å, slope of the force on each mode with strain.
 
     Raises:
-        NucleateError: if strain pushes the atoms along a mode that does not push back.
+        UnsupportedError: if strain pushes the atoms along a mode that does not push back.
     """
     coupled = np.abs(coupling).max(1) >= UNCOUPLED
     if (bad := coupled & (springs < SOFT)).any():
-        raise NucleateError(
+        raise UnsupportedError(
             "not mechanically stable: strain moves the atoms along a mode of stiffness "
             f"{springs[bad][0]:.3g} eV/Å²"
         )

@@ -18,7 +18,8 @@ import numpy as np
 from nucleate.errors import NucleateError, RecipeError
 from nucleate.physics.cells import Cell, for_potential
 from nucleate.physics.elasticity import GPA
-from nucleate.physics.relax import TIGHT, RelaxSettings, RelaxStatus, equilibrium, relax
+from nucleate.physics.potentials import UnsupportedError
+from nucleate.physics.relax import TIGHT, RelaxSettings, RelaxStatus, equilibrium, lost, relax
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -134,7 +135,7 @@ def _energies(
     return [
         r.energy_after
         if r.status is RelaxStatus.CONVERGED
-        else NucleateError(f"relaxation at fixed volume: {r.reason or r.status.value}")
+        else lost(r, "relaxation at fixed volume")
         for r in relaxed
     ]
 
@@ -148,16 +149,16 @@ def fit(volume: np.ndarray, energy: np.ndarray, form: Form = "birch-murnaghan") 
         form: of the equation.
 
     Raises:
-        NucleateError: if the energy has no minimum between the volumes, or the form does not fit.
+        UnsupportedError: the energy has no minimum between the volumes, or the form does not fit.
     """
     found = _FITS[form](volume, energy)
     if not volume.min() < found.volume < volume.max():
-        raise NucleateError(
+        raise UnsupportedError(
             f"no equation of state: the energy is lowest at {found.volume:.4g} Å³/atom, outside of "
             f"{volume.min():.4g} to {volume.max():.4g}"
         )
     if found.residual > MISFIT * np.ptp(energy):
-        raise NucleateError(
+        raise UnsupportedError(
             f"no equation of state: the fit leaves {found.residual:.2g} of {np.ptp(energy):.2g} "
             "eV/atom"
         )
@@ -173,7 +174,7 @@ def _birch_murnaghan(volume: np.ndarray, energy: np.ndarray) -> EquationOfState:
     real = roots.real[np.abs(roots.imag) < 1e-9]
     lowest = real[(curvature(real) > 0) & (real > 0)]
     if not len(lowest):
-        raise NucleateError("no equation of state: the energy has no minimum")
+        raise UnsupportedError("no equation of state: the energy has no minimum")
     x0 = float(lowest[0])  # a cubic has one minimum at most
     v0 = x0**-1.5 * scale
     bulk = 4 / 9 * curvature(x0) * x0**2 / v0

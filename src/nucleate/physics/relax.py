@@ -423,20 +423,21 @@ def equilibrium(
     for i, result in zip(rows, relaxed, strict=True):
         if result.status is RelaxStatus.CONVERGED and result.structure is not None:
             found[i] = as_cell(result.structure)
-        elif result.status is RelaxStatus.STEP_CAP:
-            found[i] = NucleateError(f"relaxation not converged: {result.reason}")
         else:
-            kind = _ERRORS.get(result.status.verdict, NucleateError)
-            found[i] = kind(f"relaxation {result.status.value}: {result.reason}")
+            found[i] = lost(result)
     return found
 
 
-_ERRORS: dict[Status, type[Exception]] = {
-    Status.TIMEOUT: TimeoutError,
-    Status.CRASHED: WorkerCrashError,
-    Status.UNSUPPORTED: UnsupportedError,
-}
-"""What stands for a crystal whose relaxation ended so."""
+def lost(result: Relaxation, what: str = "relaxation") -> Exception:
+    """What stands in the place of a crystal whose relaxation did not converge."""
+    kinds = {
+        Status.TIMEOUT: TimeoutError,
+        Status.CRASHED: WorkerCrashError,
+        Status.UNSUPPORTED: UnsupportedError,
+    }
+    ended = result.status
+    said = "not converged" if ended is RelaxStatus.STEP_CAP else ended.value
+    return kinds.get(ended.verdict, NucleateError)(f"{what} {said}: {result.reason}")
 
 
 def _evaluate(

@@ -83,7 +83,8 @@ def scores_of(
 
     Args:
         results: for each crystal its result, or why there is none.
-        judge: the value of a result, or NaN and the reason why there is none.
+        judge: the value of a result, or NaN and the reason why such a crystal has none: it is
+            unsupported, for it will have none another time.
         columns: what goes into the extra columns.
     """
     value = np.full(len(results), np.nan)
@@ -97,8 +98,10 @@ def scores_of(
         for name, number in columns(result).items():
             extra.setdefault(name, np.full(len(results), np.nan))[i] = number
         value[i], reason[i] = judge(result)
-        if not reason[i] and not np.isfinite(value[i]):
-            reason[i] = "no finite number"
         if reason[i]:
-            value[i], status[i] = np.nan, Status.FAILED
+            status[i] = Status.UNSUPPORTED
+        elif not np.isfinite(value[i]):
+            status[i], reason[i] = Status.FAILED, "no finite number"
+        if reason[i]:
+            value[i] = np.nan
     return Scores(value, status, reason, extra)
