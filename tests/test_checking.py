@@ -31,6 +31,10 @@ objective:
 """
 
 
+HULL = "objective.terms.0.settings={hull: gone}"
+TABLE = "objective.filters=[{property: price, min: 1, settings: {table: %s}}]"
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe, a tiny model, a function; in an empty folder."""
@@ -93,6 +97,90 @@ def test_every_problem_is_found_at_once(recipe: Path) -> None:
     assert problems == {"model", "device", "term e_above_hull", "hull mp2021", "output"}
     assert found["dry run"][0] is Level.NOTE
     assert "mine exists already" in found["output"][1]
+
+
+STAGES = "screen.stages=[valid, {type: stable, hull: %s}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check", "said"),
+    [
+        (["output.directory=file"], "output", "file is a file where a folder is needed"),
+        (["output.directory=file/deep"], "output", "file is a file where a folder is needed"),
+        (["output={directory: ., cache: folder}"], "cache", "folder is a folder where a file"),
+        (["output={directory: ., cache: file}"], "cache", "file can't be read"),
+        (["objective.terms.0.property=formation_energy", HULL], "hull gone", "no hull 'gone'"),
+        (["objective.filters=[{property: formation_energy, max: 0, settings: {hull: gone}}]"],
+         "hull gone", "no hull 'gone'"),
+        ([STAGES % "gone"], "hull gone", "no hull 'gone'"),
+        ([STAGES % "mp2020", "screen.potential=raw.py"], "screen", "no potential 'raw.py'"),
+        (["screen.stages=[valid, {type: novel, reference: file}]"], "screen", "file"),
+        ([TABLE % "gone.csv"], "filter price", "gone.csv can't be read as a table of elements; "
+         "No such file or directory; Give a CSV file"),
+        ([TABLE % "folder"], "filter price", "Is a directory; Give a CSV file"),
+        ([TABLE % "binary"], "filter price", "It is not a text file; Give a CSV file"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_a_problem_of_its_own_check(
+    recipe: Path, overrides: list[str], check: str, said: str
+) -> None:
+    (recipe.parent / "file").write_text("no crystal")
+    (recipe.parent / "binary").write_bytes(bytes(range(256)))
+    (recipe.parent / "folder").mkdir()
+    level, detail = levels(recipe, *overrides)[check]
+    assert level is Level.PROBLEM
+    assert said in detail and "Errno" not in detail
+
+
+CLUSTER = "cluster={scheduler: slurm, workers: 4, %s}"
+RELAX = "objective.terms.0.settings={relax: %s}"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (CLUSTER % "walltime: 1h", "Write hours, minutes and seconds as HH:MM:SS"),
+        (CLUSTER % "walltime: 00:01:00", "Give five minutes or more"),
+        (CLUSTER % "partition: a b", "Write one word"),
+        (CLUSTER % "options: [qos]", "Write an option that begins with a dash"),
+        (CLUSTER % "image: x", "Remove cluster.image"),
+        (CLUSTER % "min_jobs: 3", "Lower cluster.min_jobs or raise cluster.max_jobs"),
+        ("objective.filters=[{property: density}]", "Give min, max or equals"),
+        ("objective.filters=[{property: density, min: 3, max: 1}]", "Exchange them, or remove one"),
+        ("objective.filters=[{property: density, min: 3, equals: 1}]", "Remove equals, or remove"),
+        ("objective.terms.1.shaping={type: linear, low: 3, high: 1}", "Exchange them"),
+        ("objective.combine=product", "Use 'linear' or 'sigmoid' there"),
+        ("name=a b", "Write letters, digits"),
+        ("device=gpu", "Write auto, cpu, mps"),
+        ("condition.space_groups=[]", "Give at least one number from 1 to 230"),
+        ("condition.space_groups=[231]", "less than or equal to 230"),
+        ("budget={batch_size: 4}", "Give budget.steps"),
+        ("algorithm.minibatch=64", "Lower algorithm.minibatch"),
+        ("screen.stages=[unique]", "Put 'valid' before the others"),
+        ("objective.terms.1.settings={timeout: soon}", "Give a finite number or null"),
+        ("objective.filters.0={property: price, min: 1, settings: {table: 5}}", "Give text or a"),
+        ("objective.terms.0.settings={correct: maybe}", "Give true or false"),
+    ],
+)
+def test_a_mistake_is_told_with_how_to_mend_it(recipe: Path, override: str, said: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        levels(recipe, override)
+    assert said in (raised.value.fix or raised.value.why) or said in raised.value.why
+    assert "pattern" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("maybe", "Give true, false, or a mapping of settings"),
+        ("{fmax: small}", "fmax of a relaxation can't be 'small'; Give a number"),
+        ("{timeout: -1}", "timeout can't be -1 s; Give a positive number, or null"),
+        ("{volume_range: [4, 1]}", "Give two numbers, the smaller one first"),
+    ],
+)
+def test_settings_of_a_relaxation_are_checked(recipe: Path, given: str, said: str) -> None:
+    level, detail = levels(recipe, RELAX % given)["term e_above_hull"]
+    assert level is Level.PROBLEM and said in detail
 
 
 def test_what_a_hull_lacks_is_noted(recipe: Path) -> None:

@@ -18,7 +18,10 @@ from nucleate.objectives.objective import Objective
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.potentials import get_potential
 from nucleate.policies.checkpoint import load_policy, resolve
-from nucleate.recipe import STABILITY, Recipe, check_bonus, check_limits, load_recipe
+from nucleate.properties.stability import EnergyAboveHull
+from nucleate.recipe import Recipe, check_bonus, check_limits, load_recipe
+from nucleate.screen.settings import TRAINING, NovelStage, RelaxedStage, StableStage
+from nucleate.structures.identity import ReferenceSet
 
 if TYPE_CHECKING:
     from nucleate.policies.wyckoff import WyckoffPolicy
@@ -106,12 +109,7 @@ def _attempt(name: str, work: Callable[[], str | None]) -> Check:
     try:
         return Check(name, Level.OK, work() or "yes")
     except NucleateError as error:
-        return Check(name, Level.PROBLEM, _sentence(error))
-
-
-def _sentence(error: NucleateError) -> str:
-    parts = (part.strip().rstrip(".") for part in (error.what, error.why, error.fix) if part)
-    return "; ".join(parts)
+        return Check(name, Level.PROBLEM, error.sentence)
 
 
 def _ends(recipe: Recipe) -> str:
@@ -135,10 +133,15 @@ def _limits(recipe: Recipe) -> str:
 
 
 def _screen(recipe: Recipe) -> str:
-    stages = [design.with_paths(stage).type for stage in recipe.screen.stages]
-    if {"relaxed", "stable"} & set(stages):
-        get_potential(recipe.screen.potential)
-    return ", ".join(stages)
+    stages = [design.with_paths(stage) for stage in recipe.screen.stages]
+    for stage in stages:
+        if isinstance(stage, RelaxedStage):
+            get_potential(recipe.screen.potential)
+        elif isinstance(stage, StableStage):
+            EnergyAboveHull(recipe.screen.potential, stage.hull, correct=stage.correct)
+        elif isinstance(stage, NovelStage) and stage.reference != TRAINING:
+            ReferenceSet.open(stage.reference)
+    return ", ".join(stage.type for stage in stages)
 
 
 def _workers(recipe: Recipe) -> str:
@@ -177,16 +180,18 @@ def _told(part: Part) -> str:
 def _hulls(recipe: Recipe) -> Iterator[Check]:
     """Reference hulls can be read and know the elements that may be drawn."""
     asked = [
-        entry.settings.get("hull", DEFAULT_HULL)
+        str(entry.settings.get("hull", DEFAULT_HULL))
         for entry in recipe.objective.properties
-        if entry.property == STABILITY
+        if design.takes_hull(entry.property)
     ]
+    if (stable := recipe.screen.stage(StableStage)) is not None:
+        asked.append(stable.hull)
     allowed = [chemical_symbols[number] for number in recipe.condition.elements.numbers()]
     for name in dict.fromkeys([*(asked or [DEFAULT_HULL]), *recipe.evaluation.hulls]):
         try:
             hull = Hull.load(name)
         except NucleateError as error:
-            yield Check(f"hull {name}", Level.PROBLEM, _sentence(error))
+            yield Check(f"hull {name}", Level.PROBLEM, error.sentence)
             continue
         unknown = [symbol for symbol in allowed if symbol not in set(hull.elements)]
         if unknown:
@@ -202,13 +207,17 @@ def _folder(recipe: Recipe) -> Check:
     if output.name is not None and (folder / output.name).exists():
         detail = f"{folder / output.name} exists already; choose another output.name"
         return Check("output", Level.PROBLEM, detail)
-    return writable(_existing(folder))
+    place = _existing(folder)
+    if not place.is_dir():
+        detail = f"{place} is a file where a folder is needed; choose another output.directory"
+        return Check("output", Level.PROBLEM, detail)
+    return writable(place)
 
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
     folder = folder.resolve()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _disk(recipe: Recipe, policies: Sequence[WyckoffPolicy]) -> Check:
@@ -234,7 +243,7 @@ def _dry_run(recipe: Recipe, policy: WyckoffPolicy) -> Iterator[Check]:
         try:
             trials = dry_run(objective, *design.trial_crystals(recipe, policy))
         except NucleateError as error:
-            yield Check("dry run", Level.PROBLEM, _sentence(error))
+            yield Check("dry run", Level.PROBLEM, error.sentence)
             return
         finally:
             objective.close()

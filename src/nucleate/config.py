@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from nucleate.errors import InputError, RecipeError, did_you_mean
+from nucleate.errors import InputError, RecipeError, cause, did_you_mean
 
 
 class Settings(BaseModel):
@@ -36,6 +36,25 @@ def option(default: Any = ..., description: str = "", unit: str = "", **bounds: 
             default_factory=default, description=description, json_schema_extra=extra, **bounds
         )
     return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+class SettingsError(ValueError):
+    """What a model's own check finds wrong: why, and how to mend it."""
+
+    def __init__(self, why: str, fix: str) -> None:
+        self.fix = fix
+        super().__init__(why)
+
+
+def written_as(pattern: str, form: str) -> AfterValidator:
+    """Text of a form, which a message names instead of the pattern."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise SettingsError("it is not of the form that is read", f"Write {form}.")
+        return value
+
+    return AfterValidator(check)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -251,8 +270,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.", fix="Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "It is not a text file"
-        raise InputError(f"{path} can't be read.", f"{why}.", "Check the file.") from error
+        raise InputError(f"{path} can't be read.", cause(error), "Check the file.") from error
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -322,7 +340,9 @@ def _recipe_error(
         shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
         what = f"{name} can't be used{shown}."
         why = message if message.endswith(".") else f"{message}."
-    if field is not None and field.description:
+        fix = getattr(context.get("error"), "fix", "")
+    mended = isinstance(context.get("error"), SettingsError)
+    if not mended and field is not None and field.description:
         unit = (
             (field.json_schema_extra or {}).get("unit")
             if isinstance(field.json_schema_extra, dict)

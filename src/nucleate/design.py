@@ -11,6 +11,7 @@ What the command line does is here, callable from Python::
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from nucleate import plugins
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.errors import CheckpointError, InputError, MissingDependencyError, RecipeError
@@ -49,7 +51,7 @@ from nucleate.policies.checkpoint import (
 )
 from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.properties.stability import EnergyAboveHull, FormationEnergy
+from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import Potential
 from nucleate.recipe import (
     STABILITY,
@@ -361,10 +363,16 @@ def check_cache(recipe: Recipe) -> Path | None:
 
     Raises:
         CheckpointError: the file is something else.
+        InputError: it is a folder.
     """
     if recipe.output.cache is None:
         return None
     cache = Path(recipe.output.directory) / recipe.output.cache
+    if cache.is_dir():
+        raise InputError(
+            f"{cache} is a folder where a file is needed",
+            fix="Name a file of evaluations as output.cache, or null to share none.",
+        )
     if cache.exists():
         EvaluationCache(cache).close()
     return cache
@@ -406,9 +414,16 @@ def check_tensorboard(recipe: Recipe) -> None:
 def _hull_of(entry: PropertySettings) -> dict[str, Any]:
     """Settings of a term or filter with the path of its hull spelt out."""
     hull = entry.settings.get("hull")
-    if entry.property not in (STABILITY, FormationEnergy.name) or not isinstance(hull, str):
+    if not takes_hull(entry.property) or not isinstance(hull, str):
         return {}
     return {"settings": entry.settings | {"hull": _hull(hull)}}
+
+
+def takes_hull(name: str) -> bool:
+    """Whether a property refers to a hull, by its setting of that name."""
+    if plugins.is_custom(name):
+        return False
+    return "hull" in inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
 
 
 def _model(name: str) -> str:

@@ -25,6 +25,12 @@ class NucleateError(Exception):
         self.what, self.why, self.fix = what, why, fix
         super().__init__("\n".join(part for part in (what, why, fix) if part))
 
+    @property
+    def sentence(self) -> str:
+        """All of it in one line."""
+        parts = (part.strip().rstrip(".") for part in (self.what, self.why, self.fix) if part)
+        return "; ".join(parts)
+
     def __reduce__(self) -> tuple[type[NucleateError], tuple[str, str, str]]:
         """Survive the trip between processes."""
         return type(self), (self.what, self.why, self.fix)
@@ -64,6 +70,13 @@ class MissingDependencyError(NucleateError):
     """An optional package is absent; the message names the extra that brings it."""
 
     exit_code = 7
+
+
+def cause(error: OSError | ValueError) -> str:
+    """Why a file can't be used, without the number of the error and the name again."""
+    if isinstance(error, UnicodeDecodeError):
+        return "It is not a text file."
+    return f"{getattr(error, 'strerror', None) or error}."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ CUSTOM_SETTINGS = ("cost", "name", "python", "structures", "timeout", "unit", "w
 """Settings of a property given as ``path.py:function``."""
 ISOLATED_SETTINGS = ("structures", "workers")
 """Those of them that need ``python``, another interpreter."""
+
+_CUSTOM_KINDS = {"name": "str", "python": "str", "timeout": "float | None", "unit": "str"}
 
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {
     PROPERTIES: {
@@ -181,6 +185,7 @@ def check_settings(group: str, name: str, settings: Mapping[str, Any], where: st
         if key not in parameters:
             fix = did_you_mean(key, parameters) if parameters else "Remove it."
             raise RecipeError(f"{where}: {name!r} has no setting {key!r}.", fix=fix)
+        _check_kind(where, name, key, settings[key], parameters[key].annotation)
     for key, parameter in parameters.items():
         required = parameter.default is inspect.Parameter.empty
         named = parameter.kind in (
@@ -191,6 +196,36 @@ def check_settings(group: str, name: str, settings: Mapping[str, Any], where: st
             raise RecipeError(
                 f"{where}: {name!r} needs the setting {key!r}.", fix=f"Add '{key}: ...'."
             )
+
+
+def _is_number(value: Any, kind: Any = Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "float": (_is_number, "a finite number"),
+    "int": (lambda value: _is_number(value, Integral), "a whole number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "str": (lambda value: isinstance(value, str), "text"),
+    "Path": (lambda value: isinstance(value, Path), "a path"),
+    "Sequence[float]": (
+        lambda value: isinstance(value, Sequence) and all(map(_is_number, value)),
+        "a list of numbers",
+    ),
+    "None": (lambda value: value is None, "null"),
+}
+"""Annotations of parameters: what a value must be, and that in words."""
+
+
+def _check_kind(where: str, name: str, key: str, value: Any, annotation: Any) -> None:
+    """Refuse a value of another kind than its parameter's, where that is a plain one."""
+    kinds = str(annotation).split(" | ")
+    if not all(kind in _KINDS for kind in kinds) or any(_KINDS[kind][0](value) for kind in kinds):
+        return
+    wanted = " or ".join(_KINDS[kind][1] for kind in kinds)
+    raise RecipeError(
+        f"{where}: {key!r} of {name!r} can't be {value!r}.", fix=f"Give {wanted}: '{key}: ...'."
+    )
 
 
 def is_custom(name: str) -> bool:
@@ -211,6 +246,8 @@ def check_custom_settings(settings: Mapping[str, Any], where: str) -> None:
                 f"{where}: a function has no setting {key!r}.",
                 fix=did_you_mean(key, CUSTOM_SETTINGS),
             )
+        if key in _CUSTOM_KINDS:
+            _check_kind(where, "function", key, settings[key], _CUSTOM_KINDS[key])
         if key in ISOLATED_SETTINGS and "python" not in settings:
             raise RecipeError(
                 f"{where}: {key!r} is a setting of another interpreter, and none is given.",

@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from nucleate.config import Settings, load_settings, option, read_text
+from nucleate.config import (
+    Settings,
+    SettingsError,
+    load_settings,
+    option,
+    read_text,
+    written_as,
+)
 from nucleate.errors import InputError, RecipeError, did_you_mean
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.settings import ObjectiveSettings, PropertySettings, TermSettings
@@ -60,7 +67,7 @@ class ElementSettings(Settings):
         try:
             self.numbers()
         except RecipeError as error:
-            raise ValueError(f"{error.what} {error.fix}") from error
+            raise SettingsError(error.what, error.fix) from error
         return self
 
     def numbers(self) -> list[int]:
@@ -113,9 +120,11 @@ class ConditionSettings(Settings):
         cls, value: Literal["training"] | tuple[int, ...]
     ) -> Literal["training"] | tuple[int, ...]:
         if not value:
-            raise ValueError("give at least one number from 1 to 230, or 'training'")
+            raise SettingsError(
+                "there is no space group", "Give at least one number from 1 to 230, or 'training'."
+            )
         if isinstance(value, tuple) and len(set(value)) != len(value):
-            raise ValueError("a space group stands in the list twice")
+            raise SettingsError("a space group stands in the list twice", "Remove one of them.")
         return value
 
 
@@ -248,14 +257,15 @@ class BudgetSettings(Settings):
     def _ends(self) -> Self:
         ends = (self.steps, self.evaluations, self.minutes, self.core_hours)
         if not self.limits and all(end is None for end in ends):
-            raise ValueError(
-                "a run needs an end: give budget.steps, .evaluations, .minutes, .limits or "
-                ".core_hours"
+            raise SettingsError(
+                "a run needs an end",
+                "Give budget.steps, .evaluations, .minutes, .limits or .core_hours.",
             )
         if self.evaluations is not None and self.evaluations < self.batch_size:
-            raise ValueError(
+            raise SettingsError(
                 f"budget.evaluations ({self.evaluations}) has no room for one batch "
-                f"(budget.batch_size {self.batch_size})"
+                f"(budget.batch_size {self.batch_size})",
+                "Raise budget.evaluations or lower budget.batch_size.",
             )
         return self
 
@@ -296,7 +306,10 @@ class EvaluationSettings(Settings):
     @classmethod
     def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) < len(value):
-            raise ValueError("a seed stands in the list twice: its samples would be counted twice")
+            raise SettingsError(
+                "a seed stands in the list twice: its samples would be counted twice",
+                "Remove one of them.",
+            )
         return value
 
 
@@ -330,10 +343,22 @@ def _default_budget() -> BudgetSettings:
     return BudgetSettings(evaluations=30_000, minutes=8)
 
 
+Name = Annotated[
+    str,
+    written_as(
+        r"^[A-Za-z0-9][\w.-]*$",
+        "letters, digits, dots, dashes and underscores, a letter or digit first",
+    ),
+]
+Device = Annotated[
+    str, written_as(r"^(auto|cpu|mps|cuda(:\d+)?)$", "auto, cpu, mps, cuda or cuda:1")
+]
+
+
 class Recipe(Settings):
     """A whole run."""
 
-    name: str = option("run", description="name of the recipe", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: Name = option("run", description="name of the recipe")
     description: str = option("", description="what it is for")
     seed: int = option(0, description="seed of all random draws", ge=0, lt=2**31)
     workers: int = option(
@@ -342,11 +367,10 @@ class Recipe(Settings):
     cluster: ClusterSettings | None = option(
         None, description="batch jobs that evaluate instead of processes of this machine"
     )
-    device: str = option(
+    device: Device = option(
         "auto",
         description="where the policy computes: cpu, cuda, cuda:1, ... or mps; auto for CUDA where "
         "there is one, else cpu",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
     )
     model: ModelSettings = option(ModelSettings, description="where the policy starts")
     condition: ConditionSettings = option(ConditionSettings, description="what sampling is held to")
@@ -364,7 +388,9 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _one_kind_of_workers(self) -> Self:
         if self.cluster is not None and self.workers:
-            raise ValueError("'workers' is for this machine: with a cluster, set cluster.workers")
+            raise SettingsError(
+                "'workers' is for this machine", "With a cluster, set cluster.workers instead."
+            )
         return self
 
     @model_validator(mode="after")
@@ -383,9 +409,10 @@ class Recipe(Settings):
         minibatch = self.algorithm.minibatch
         stated = "minibatch" in self.algorithm.model_fields_set  # the default is cut to the batch
         if stated and minibatch is not None and minibatch > self.budget.batch_size:
-            raise ValueError(
+            raise SettingsError(
                 f"algorithm.minibatch ({minibatch}) is larger than budget.batch_size "
-                f"({self.budget.batch_size})"
+                f"({self.budget.batch_size})",
+                "Lower algorithm.minibatch or raise budget.batch_size.",
             )
         return self
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from nucleate.config import Settings, option
+from nucleate.config import Settings, SettingsError, option, written_as
 
-Word = Annotated[str, Field(pattern=r"^[^\s'\"]+$")]
-SchedulerOption = Annotated[str, Field(pattern=r"^-[^\n]+$")]
-Mount = Annotated[str, Field(pattern=r"^/[^\s]*$")]
+Word = Annotated[str, written_as(r"^[^\s'\"]+$", "one word, without blanks and quotation marks")]
+SchedulerOption = Annotated[str, written_as(r"^-[^\n]+$", "an option that begins with a dash")]
+Mount = Annotated[str, written_as(r"^/[^\s]*$", "an absolute path without blanks")]
+Walltime = Annotated[
+    str,
+    written_as(
+        r"^\d{1,4}:[0-5]\d:[0-5]\d$",
+        "hours, minutes and seconds as HH:MM:SS, such as 01:30:00",
+    ),
+]
 
 UNUSED = {
     "slurm": ("image", "volumes"),
@@ -55,10 +62,8 @@ class ClusterSettings(Settings):
         None, description="partition (SLURM), queue (PBS) or namespace (Kubernetes) of the jobs"
     )
     account: Word | None = option(None, description="account or project that is charged")
-    walltime: str = option(
-        "01:00:00",
-        description="limit of one job, HH:MM:SS; a job that has ended is replaced",
-        pattern=r"^\d{1,4}:[0-5]\d:[0-5]\d$",
+    walltime: Walltime = option(
+        "01:00:00", description="limit of one job, HH:MM:SS; a job that has ended is replaced"
     )
     nodes: int = option(1, description="nodes of one job", ge=1, le=10_000)
     memory: int | None = option(None, description="memory of a node for the job", unit="GB", ge=1)
@@ -88,15 +93,23 @@ class ClusterSettings(Settings):
             if getattr(self, name) != type(self).model_fields[name].get_default(
                 call_default_factory=True
             ):
-                raise ValueError(f"'{name}' means nothing to the scheduler '{self.scheduler}'")
+                raise SettingsError(
+                    f"'{name}' means nothing to the scheduler '{self.scheduler}'",
+                    f"Remove cluster.{name}.",
+                )
         if self.min_jobs > self.max_jobs:
-            raise ValueError(f"min_jobs ({self.min_jobs}) is above max_jobs ({self.max_jobs})")
+            raise SettingsError(
+                f"min_jobs ({self.min_jobs}) is above max_jobs ({self.max_jobs})",
+                "Lower cluster.min_jobs or raise cluster.max_jobs.",
+            )
         if self.walltime_seconds < MIN_WALLTIME:
-            raise ValueError(f"walltime {self.walltime} is too short: give five minutes or more")
+            raise SettingsError(
+                f"walltime {self.walltime} is too short", "Give five minutes or more: '00:05:00'."
+            )
         if self.scheduler == "kubernetes":
             for name in ("image", "memory", "volumes"):
                 if not getattr(self, name):
-                    raise ValueError(f"Kubernetes needs '{name}'")
+                    raise SettingsError(f"Kubernetes needs '{name}'", f"Add cluster.{name}.")
             for name in (self.partition or "default", *self.volumes):
                 if not KUBERNETES_NAME.fullmatch(name):
                     raise ValueError(

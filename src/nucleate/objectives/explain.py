@@ -84,7 +84,7 @@ def _make(entry: PropertySettings, base: Path) -> tuple[Property | None, str]:
     try:
         return make_property(entry.property, entry.settings, base=base), ""
     except NucleateError as error:
-        return None, " ".join(part for part in (error.what, error.why, error.fix) if part)
+        return None, error.sentence
 
 
 def _declared(name: str, attribute: str) -> Any:

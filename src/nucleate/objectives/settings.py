@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from nucleate import plugins
-from nucleate.config import Settings, option
+from nucleate.config import Settings, SettingsError, option
 from nucleate.objectives.shaping import Shaping
 from nucleate.store.experience import COLUMNS
 
@@ -60,11 +60,17 @@ class FilterSettings(PropertySettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min is None and self.max is None and self.equals is None:
-            raise ValueError("a filter needs a condition: give min, max or equals")
+            raise SettingsError("a filter needs a condition", "Give min, max or equals.")
         if self.equals is not None and not (self.min is None and self.max is None):
-            raise ValueError("equals leaves nothing for min and max to say: drop one or the other")
+            raise SettingsError(
+                "equals leaves nothing for min and max to say",
+                "Remove equals, or remove min and max.",
+            )
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"nothing passes: min {self.min:g} is above max {self.max:g}")
+            raise SettingsError(
+                f"nothing passes: min {self.min:g} is above max {self.max:g}",
+                "Exchange them, or remove one.",
+            )
         return self
 
     def refusal(self, name: str, value: float) -> str:
@@ -120,17 +126,18 @@ class ObjectiveSettings(Settings):
     def _consistent(self) -> Self:
         weights = [term.weight for term in self.terms]
         if self.combine in ("mean", "min", "product") and any(w != 1.0 for w in weights):
-            raise ValueError(
-                f"'{self.combine}' has no weights: use combine 'weighted', 'geometric' or "
-                "'chebyshev', or drop the weights"
+            raise SettingsError(
+                f"'{self.combine}' has no weights",
+                "Set combine to 'weighted', 'geometric' or 'chebyshev', or remove the weights.",
             )
         if self.combine in ("product", "geometric"):
             for i, term in enumerate(self.terms):
                 if term.shaping.range[0] < 0:
-                    raise ValueError(
+                    raise SettingsError(
                         f"'{self.combine}' needs scores of 0 and more, but the shaping "
                         f"'{term.shaping.type}' of term {i} ({term.property}) reaches "
-                        f"{term.shaping.range[0]:g}: use 'linear' or 'sigmoid' there"
+                        f"{term.shaping.range[0]:g}",
+                        "Use 'linear' or 'sigmoid' there.",
                     )
         first: dict[str, PropertySettings] = {}
         for entry in self.properties:
@@ -141,9 +148,9 @@ class ObjectiveSettings(Settings):
                     if other.property == entry.property
                     else (f"as {other.property} and as {entry.property}")
                 )
-                raise ValueError(
-                    f"{entry.label} stands here twice {how}: give one of the two a name of its "
-                    f"own, such as 'name: {entry.label}_2'"
+                raise SettingsError(
+                    f"{entry.label} stands here twice {how}",
+                    f"Give one of the two a name of its own, such as 'name: {entry.label}_2'.",
                 )
         return self
 

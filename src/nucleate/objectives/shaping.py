@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from nucleate.config import Settings, option
+from nucleate.config import Settings, SettingsError, option
 
 Direction = Literal["maximise", "minimise"]
 
@@ -31,7 +31,10 @@ class _Interval(Settings):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"low must be below high (low {self.low:g}, high {self.high:g})")
+            raise SettingsError(
+                f"low must be below high (low {self.low:g}, high {self.high:g})",
+                "Exchange them; which way is better says 'direction'.",
+            )
         return self
 
 
@@ -92,9 +95,10 @@ class Target(Settings):
     @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.tolerance >= self.width:
-            raise ValueError(
+            raise SettingsError(
                 f"tolerance must be below width (tolerance {self.tolerance:g}, width "
-                f"{self.width:g})"
+                f"{self.width:g})",
+                "Lower the tolerance or raise the width.",
             )
         return self
 
@@ -269,7 +273,9 @@ class Log(_Interval):
     @model_validator(mode="after")
     def _positive(self) -> Self:
         if self.low <= 0:
-            raise ValueError(f"low must be above 0 for a logarithm (low {self.low:g})")
+            raise SettingsError(
+                f"low must be above 0 for a logarithm (low {self.low:g})", "Raise low."
+            )
         return self
 
     @property

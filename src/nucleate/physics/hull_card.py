@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nucleate.errors import InputError, did_you_mean
+from nucleate.errors import InputError, cause, did_you_mean
 
 SHIPPED = ("mp2020", "chgnet")
 SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "data" / "hulls"
@@ -87,7 +87,7 @@ def read_card(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read {file}, the card of the hull {path.name}",
-            str(error),
+            cause(error),
             "Keep the .json card beside the .safetensors file.",
         ) from error
     known = {f.name for f in fields(HullCard)} | set(DERIVED)

@@ -185,6 +185,12 @@ def make_ase_potential(
     return AsePotential(made, **described)
 
 
+def _no_potential(spec: Any) -> RecipeError:
+    return RecipeError(
+        f"A potential can't be {spec!r}.", fix="Give its name, or a mapping of 'name' and settings."
+    )
+
+
 def get_potential(spec: str | Mapping[str, Any] | Any) -> Potential:
     """Make a potential.
 
@@ -201,13 +207,12 @@ def get_potential(spec: str | Mapping[str, Any] | Any) -> Potential:
     if isinstance(spec, str):
         name, colon, calculator = spec.partition(":")
         spec = {"name": name, "calculator": calculator} if colon else {"name": name}
+    if spec is None or isinstance(spec, (bool, int, float, list, tuple)):
+        raise _no_potential(spec)
     if not isinstance(spec, Mapping):
         return spec if isinstance(spec, Potential) else AsePotential(spec)
     settings = dict(spec)
     if not isinstance(name := settings.pop("name", None), str):
-        raise RecipeError(
-            f"A potential can't be {dict(spec)!r}.",
-            fix="Give its name, or a mapping of 'name' and settings.",
-        )
+        raise _no_potential(dict(spec))
     made: Potential = plugins.create(plugins.POTENTIALS, name, settings)
     return made

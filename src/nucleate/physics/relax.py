@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +88,15 @@ class RelaxSettings:
     volume_range: tuple[float, float] = (0.25, 4.0)
 
     def __post_init__(self) -> None:
+        for name in ("fmax", "max_steps", "max_move", "timeout", "symprec"):
+            value = getattr(self, name)
+            if value is None and name in ("timeout", "symprec"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise RecipeError(
+                    f"{name} of a relaxation can't be {value!r}", fix="Give a number."
+                )
+        _check_range(self.volume_range)
         if not (self.fmax > 0 and self.max_steps >= 0 and self.max_move > 0):
             raise RecipeError(
                 f"fmax {self.fmax}, max_steps {self.max_steps} and max_move {self.max_move} "
@@ -111,12 +121,30 @@ class RelaxSettings:
             return self if relax else None
         if isinstance(relax, RelaxSettings):
             return relax
+        if not isinstance(relax, Mapping):
+            raise RecipeError(
+                f"relax can't be {relax!r}",
+                fix="Give true, false, or a mapping of settings: relax: {fmax: 0.02}.",
+            )
         known = {field.name for field in fields(self)}
         for name in relax:
             if name not in known:
                 fix = did_you_mean(name, known)
                 raise RecipeError(f"unknown setting {name!r} of 'relax'", fix=fix)
         return replace(self, **relax)
+
+
+def _check_range(volume_range: Any) -> None:
+    try:
+        low, high = volume_range
+        fits = 0 <= low < high
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise RecipeError(
+            f"volume_range of a relaxation can't be {volume_range!r}",
+            fix="Give two numbers, the smaller one first: [0.25, 4].",
+        )
 
 
 RELAXATION_SECONDS = 600.0

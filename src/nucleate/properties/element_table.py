@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nucleate.errors import InputError, did_you_mean
+from nucleate.errors import InputError, cause, did_you_mean
 from nucleate.structures.elements import ATOMIC_NUMBERS, SYMBOLS
 
 
@@ -53,7 +53,7 @@ def read_table(path: str | Path, column: str) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} can't be read as a table of elements.",
-            f"{error}.",
+            cause(error),
             f"Give a CSV file with the columns 'element' and {column!r}.",
         ) from error
     numbered = [(i, line) for i, line in enumerate(lines, start=1) if not line.startswith("#")]

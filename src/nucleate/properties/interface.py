@@ -94,6 +94,10 @@ class CoincidentArea:
                 f"max_miller is {max_miller}, max_area {max_area}",
                 fix="max_miller is a positive integer, max_area a positive number of Å².",
             )
+        if timeout is not None and not timeout > 0:
+            raise RecipeError(
+                f"timeout can't be {timeout} s", fix="Give a positive number, or null."
+            )
         self.substrate = substrate
         self.max_miller, self.max_area = max_miller, max_area
         self.timeout, self.pool = timeout, pool

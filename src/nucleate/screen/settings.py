@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nucleate.config import Settings, option
+from nucleate.config import Settings, SettingsError, option
 from nucleate.physics.hull_card import DEFAULT_HULL
 from nucleate.physics.relax import RELAXATION_SECONDS, RelaxSettings
 from nucleate.structures.validity import DEFAULT_LIMITS
@@ -121,15 +121,23 @@ class ScreenSettings(Settings):
     def _in_order(self) -> Self:
         names = [stage.type for stage in self.stages]
         if names[0] != "valid":
-            raise ValueError("the first stage has to be 'valid': potentials need crystals")
+            raise SettingsError(
+                "the first stage has to be 'valid': potentials need crystals",
+                "Put 'valid' before the others.",
+            )
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the stage '{name}' stands in the list twice")
+                raise SettingsError(
+                    f"the stage '{name}' stands in the list twice", "Remove one of them."
+                )
         for stage in self.stages:
             for key in ("volume_per_atom", "volume_range"):
                 low, high = getattr(stage, key, (0.0, 1.0))
                 if not 0 <= low < high:
-                    raise ValueError(f"{key} of '{stage.type}' goes from {low:g} to {high:g}")
+                    raise SettingsError(
+                        f"{key} of '{stage.type}' goes from {low:g} to {high:g}",
+                        "Give the smaller number first, 0 or above.",
+                    )
         return self
 
     def stage(self, kind: type[StageT]) -> StageT | None:

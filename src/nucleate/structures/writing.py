@@ -183,7 +183,7 @@ def column_name(name: str, unit: str) -> str:
         >>> column_name("density", "g/cm^3"), column_name("coincident_area", "Å²")
         ('density_g_per_cm3', 'coincident_area_A2')
     """
-    plain = unit.translate(str.maketrans({"Å": "A", "²": "2", "³": "3", "μ": "mu", "^": None}))
+    plain = unit.replace("^", "").replace("μ", "mu").translate(str.maketrans("Å²³", "A23"))
     plain = re.sub(r"[^A-Za-z0-9]+", "_", plain.replace("/", "_per_")).strip("_")
     return f"{name}_{plain}" if plain else name
 
