@@ -14,7 +14,7 @@ from pymatgen.core import Lattice, Structure
 
 from nucleate.errors import InputError, NucleateError
 from nucleate.execution.meter import current_meter
-from nucleate.objectives.evaluate import _PART, evaluate
+from nucleate.objectives.evaluate import PART, evaluate
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Linear
 from nucleate.protocols import CostClass, Scores, Status
@@ -75,7 +75,7 @@ def named(n: int) -> list[str]:
     ],
 )
 def test_a_crash_costs_what_was_under_way(kind, cost, first, again, monkeypatch) -> None:
-    monkeypatch.setitem(_PART, CostClass.RELAXATION, 64)
+    monkeypatch.setitem(PART, CostClass.RELAXATION, 64)
     with EvaluationCache(":memory:") as cache:
         dying, whole, resumed = kind(cost, dies_at=[70]), kind(cost), kind(cost)
         crystals = list(map(crystal, range(150)))
