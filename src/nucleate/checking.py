@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ase.data import chemical_symbols
 
-from nucleate import design
+from nucleate import design, readiness
 from nucleate.doctor import Check, Level, writable
 from nucleate.errors import NucleateError
 from nucleate.objectives.dry_run import dry_run
@@ -63,7 +63,7 @@ def check(
         recipe = load_recipe(recipe, overrides)
     yield Check("recipe", Level.OK, f"{recipe.name}; ends after {_ends(recipe)}")
     checks = [
-        _attempt("device", lambda: design.find_device(recipe.device)),
+        _attempt("device", lambda: readiness.find_device(recipe.device)),
         _attempt("novelty bonus", lambda: _bonus(recipe)),
         _attempt("limits", lambda: _limits(recipe)),
         _attempt("screen", lambda: _screen(recipe)),
@@ -133,7 +133,7 @@ def _limits(recipe: Recipe) -> str:
 
 
 def _screen(recipe: Recipe) -> str:
-    stages = [design.with_paths(stage) for stage in recipe.screen.stages]
+    stages = [readiness.with_paths(stage) for stage in recipe.screen.stages]
     for stage in stages:
         if isinstance(stage, RelaxedStage):
             get_potential(recipe.screen.potential)
@@ -154,11 +154,11 @@ def _workers(recipe: Recipe) -> str:
 
 
 def _cache(recipe: Recipe) -> str:
-    return str(design.check_cache(recipe) or "none")
+    return str(readiness.check_cache(recipe) or "none")
 
 
 def _tensorboard(recipe: Recipe) -> str:
-    design.check_tensorboard(recipe)
+    readiness.check_tensorboard(recipe)
     return str(recipe.output.tensorboard).lower()
 
 
@@ -182,7 +182,7 @@ def _hulls(recipe: Recipe) -> Iterator[Check]:
     asked = [
         str(entry.settings.get("hull", DEFAULT_HULL))
         for entry in recipe.objective.properties
-        if design.takes_hull(entry.property)
+        if readiness.takes_hull(entry.property)
     ]
     if (stable := recipe.screen.stage(StableStage)) is not None:
         asked.append(stable.hull)

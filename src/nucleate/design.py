@@ -11,12 +11,10 @@ What the command line does is here, callable from Python::
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +22,9 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from nucleate import plugins
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
-from nucleate.errors import CheckpointError, InputError, MissingDependencyError, RecipeError
+from nucleate.errors import CheckpointError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
@@ -36,13 +33,9 @@ from nucleate.execution.local import PooledPotential, ProcessPool, available_cor
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
 from nucleate.objectives.objective import Objective
-from nucleate.objectives.settings import PropertySettings
 from nucleate.physics.hull import DEFAULT_HULL, Hull
-from nucleate.physics.hull_card import SHIPPED as SHIPPED_HULLS
-from nucleate.physics.hull_card import locate
 from nucleate.physics.potentials import get_potential
 from nucleate.policies.checkpoint import (
-    SHIPPED,
     WEIGHTS,
     load_policy,
     resolve,
@@ -53,18 +46,16 @@ from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import Potential
+from nucleate.readiness import checked, find_device
 from nucleate.recipe import (
     STABILITY,
     Recipe,
-    check_bonus,
-    check_limits,
     load_recipe,
-    with_absolute_paths,
 )
 from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
 from nucleate.report.page import build_report
 from nucleate.screen.screen import Screen
-from nucleate.screen.settings import TRAINING, NovelStage, StableStage, Stage
+from nucleate.screen.settings import StableStage
 from nucleate.store.cache import EvaluationCache
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
@@ -229,7 +220,8 @@ def tune(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    recipe = _checked(recipe)
+    recipe = checked(recipe)
+    _check_models(recipe)
     run = RunDirectory.create(
         recipe.output.directory,
         recipe.output.name or recipe.name,
@@ -292,24 +284,13 @@ def recipe_of_run(path: str | Path) -> Recipe:
             ) from error
 
 
-def find_device(name: str) -> str:
-    """The device of this name; for "auto" a CUDA device where there is one, else the processor.
-
-    Raises:
-        RecipeError: torch sees no such device.
-    """
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if cuda else "cpu"
-    kind, _, number = name.partition(":")
-    if kind == "cuda" and not int(number or 0) < cuda:
-        seen = f"{cuda} CUDA device{'s' * (cuda != 1)}" if cuda else "no CUDA device"
-        raise RecipeError(f"device {name!r} is not there", f"torch sees {seen}", "use device: auto")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise RecipeError(
-            f"device {name!r} is not there", "torch sees no Apple GPU", "use device: auto"
-        )
-    return name
+def _check_models(recipe: Recipe) -> None:
+    """Load the models that a run starts from, before a folder is made."""
+    policy = load_policy(recipe.model.checkpoint)
+    training_formulas(policy, resolve(recipe.model.checkpoint))
+    condition_from_recipe(recipe, policy)
+    if recipe.model.prior is not None:
+        load_policy(recipe.model.prior)
 
 
 def _files(recipe: Recipe) -> dict[str, Path]:
@@ -319,126 +300,6 @@ def _files(recipe: Recipe) -> dict[str, Path]:
     if recipe.model.prior is not None:
         files["prior"] = resolve(recipe.model.prior) / WEIGHTS
     return files
-
-
-def _checked(recipe: Recipe) -> Recipe:
-    """The recipe with the paths of models and hulls spelt out, so that it is resumed anywhere.
-
-    What can't work is refused here, before a folder is made.
-    """
-    recipe = with_absolute_paths(recipe, f"recipe {recipe.name!r}")
-    find_device(recipe.device)
-    check_bonus(recipe)
-    check_limits(recipe)
-    check_tensorboard(recipe)
-    if recipe.cluster is not None:
-        from nucleate.execution.cluster import check_cluster
-
-        check_cluster(recipe.cluster, recipe.output.directory)
-    check_cache(recipe)
-    stages = [with_paths(stage) for stage in recipe.screen.stages]
-    hulls = tuple(_hull(name) for name in recipe.evaluation.hulls)
-    paths = {
-        "checkpoint": _model(recipe.model.checkpoint),
-        "prior": None if recipe.model.prior is None else _model(recipe.model.prior),
-    }
-    recipe = recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update=paths),
-            "objective": recipe.objective.updated(_hull_of),
-            "evaluation": recipe.evaluation.model_copy(update={"hulls": hulls}),
-            "screen": recipe.screen.model_copy(update={"stages": tuple(stages)}),
-        }
-    )
-    policy = load_policy(recipe.model.checkpoint)
-    training_formulas(policy, resolve(recipe.model.checkpoint))
-    condition_from_recipe(recipe, policy)
-    if recipe.model.prior is not None:
-        load_policy(recipe.model.prior)
-    return recipe
-
-
-def check_cache(recipe: Recipe) -> Path | None:
-    """Where evaluations are shared, None for nowhere; it can be read if it is there.
-
-    Raises:
-        CheckpointError: the file is something else.
-        InputError: it is a folder.
-    """
-    if recipe.output.cache is None:
-        return None
-    cache = Path(recipe.output.directory) / recipe.output.cache
-    if cache.is_dir():
-        raise InputError(
-            f"{cache} is a folder where a file is needed",
-            fix="Name a file of evaluations as output.cache, or null to share none.",
-        )
-    if cache.exists():
-        EvaluationCache(cache).close()
-    return cache
-
-
-def with_paths(stage: Stage) -> Stage:
-    """A stage of the screen with the paths of hull and reference spelt out.
-
-    Raises:
-        InputError: there is no such hull or reference.
-    """
-    if isinstance(stage, StableStage):
-        return stage.model_copy(update={"hull": _hull(stage.hull)})
-    if isinstance(stage, NovelStage) and stage.reference != TRAINING:
-        path = Path(stage.reference).resolve()
-        if not path.exists():
-            raise InputError(
-                f"there is no reference {stage.reference} to be novel against",
-                fix="Name prepared data, a saved reference set or a file of crystals, or "
-                f"'{TRAINING}' for the formulas that the model was trained on.",
-            )
-        return stage.model_copy(update={"reference": str(path)})
-    return stage
-
-
-def check_tensorboard(recipe: Recipe) -> None:
-    """Check that TensorBoard is installed where the recipe demands it.
-
-    Raises:
-        MissingDependencyError: it isn't.
-    """
-    if recipe.output.tensorboard is True and find_spec("tensorboard") is None:
-        raise MissingDependencyError(
-            "output.tensorboard is true, but TensorBoard is not installed",
-            fix='pip install "nucleate[track]", or set output.tensorboard to auto',
-        )
-
-
-def _hull_of(entry: PropertySettings) -> dict[str, Any]:
-    """Settings of a term or filter with the path of its hull spelt out."""
-    hull = entry.settings.get("hull")
-    if not takes_hull(entry.property) or not isinstance(hull, str):
-        return {}
-    return {"settings": entry.settings | {"hull": _hull(hull)}}
-
-
-def takes_hull(name: str) -> bool:
-    """Whether a property refers to a hull, by its setting of that name."""
-    if plugins.is_custom(name):
-        return False
-    return "hull" in inspect.signature(plugins.load(plugins.PROPERTIES, name)).parameters
-
-
-def _model(name: str) -> str:
-    """Name of a shipped model, or the absolute path of another."""
-    return name if name in SHIPPED else str(resolve(name).resolve())
-
-
-def _hull(name: str) -> str:
-    """Name of a shipped hull, or the absolute path of another, which is read to see if it can be.
-
-    Raises:
-        InputError: it can't.
-    """
-    Hull.load(name)
-    return name if name in SHIPPED_HULLS else str(locate(name).resolve())
 
 
 def _tune(
