@@ -20,7 +20,7 @@ from nucleate.errors import InputError
 from nucleate.protocols import Status
 from nucleate.screen.screen import Screen, Screened
 from nucleate.screen.settings import ScreenSettings
-from nucleate.store.cache import EvaluationCache
+from nucleate.store.cache import EvaluationCache, crystal_digest
 from nucleate.store.experience import ExperienceStore
 from nucleate.structures.formulas import FormulaIndex, composition_key
 from nucleate.structures.identity import ReferenceSet
@@ -192,8 +192,10 @@ def test_relaxations_that_were_done_survive_a_kill(tmp_path: Path) -> None:
     with EvaluationCache(tmp_path / "shared.sqlite", "two") as cache:
         made = shared_screen(cache, stages=FULL[:2])
         key = made.keys["relaxed"]
-        assert set(cache.lookup([f"same-{i}" for i in range(4)], key)) == {"same-0", "same-1"}
-        through(made, [salt(edge=EDGE * 1.05)] * 2, names="same")
+        crystals = [salt(edge=EDGE * 1.05), salt(), salt("K"), salt("K", "Br")]
+        digests = [crystal_digest(crystal) for crystal in crystals]
+        assert set(cache.lookup(digests, key)) == set(digests[:2])
+        through(made, crystals[:2], names="other")
         assert made._stages[1].potential.asked == 0
 
 

@@ -41,6 +41,7 @@ from nucleate.screen.settings import (
     UniqueStage,
     ValidStage,
 )
+from nucleate.store.cache import crystal_digest
 from nucleate.store.experience import Evaluation, ExperienceStore
 from nucleate.structures.identity import ReferenceSet, UniqueFilter
 from nucleate.structures.validity import Limits, check
@@ -275,21 +276,31 @@ class _Records:
         cells: dict[str, Cell] = {}
         size = PART.get(stage.cost, len(asked)) or 1
         for start in range(0, len(asked), size):
-            part = asked[start : start + size]
+            part = {
+                digest: structure
+                for digest in asked[start : start + size]
+                if (structure := batch.structures[first[digest]]) is not None
+            }
             if self.cache is not None:
-                fresh |= self.cache.lookup(part, stage.key)
-                kept = self.cache.cells(stage.key, part)
-                cells |= {digest: Cell(*cell) for digest, cell in kept.items()}
+                names = {digest: crystal_digest(structure) for digest, structure in part.items()}
+                entries = self.cache.lookup(names.values(), stage.key)
+                fresh |= {d: entries[name] for d, name in names.items() if name in entries}
+                kept = self.cache.cells(stage.key, names.values())
+                cells |= {d: Cell(*kept[name]) for d, name in names.items() if name in kept}
             missing = [digest for digest in part if digest not in fresh]
             if not missing:
                 continue
-            structures = [s for d in missing if (s := batch.structures[first[d]]) is not None]
+            structures = [part[digest] for digest in missing]
             with metered() as meter:
                 found, led_to = measure(structures, missing)
             share = meter.seconds / len(missing)
             found = {digest: replace(entry, seconds=share) for digest, entry in found.items()}
             if self.cache is not None:
-                self.cache.keep(stage.key, found, led_to)
+                self.cache.keep(
+                    stage.key,
+                    {names[digest]: entry for digest, entry in found.items()},
+                    {names[digest]: cell for digest, cell in led_to.items()},
+                )
             fresh, cells = fresh | found, cells | led_to
         self.store.record(
             batch.step,
