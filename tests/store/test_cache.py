@@ -101,21 +101,23 @@ def test_another_file_is_refused_in_words_and_left_alone(tmp_path: Path, kind: s
     assert path.read_bytes() == before
 
 
-def test_a_digest_is_that_of_the_cell_to_a_step_whatever_its_place_in_space() -> None:
+def test_a_digest_is_that_of_all_that_a_property_may_read_to_a_step() -> None:
     coords = np.array([[0.0, 0.0, 0.0], [0.3, 0.5, 0.99999999]])
     crystal = Structure(Lattice.from_parameters(4, 5, 6, 80, 90, 100), ["Na", "Cl"], coords)
+    matrix = crystal.lattice.matrix
+    moved_on = Structure(Lattice(matrix + 1e-9), crystal.species, coords + np.array([1, 0, -1]))
+    assert crystal_digest(moved_on) == crystal_digest(crystal)
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
-    turned = Structure(
-        Lattice(crystal.lattice.matrix @ turn), crystal.species, coords + np.array([1, 0, -1])
-    )
-    assert crystal_digest(turned) == crystal_digest(crystal)
+    turned = Structure(Lattice(matrix @ turn), crystal.species, coords)
     longer, moved = crystal.copy(), crystal.copy()
     longer.lattice = Lattice.from_parameters(4.0001, 5, 6, 80, 90, 100)
     moved.translate_sites([1], [0.0001, 0, 0])
     decorated = crystal.copy(site_properties={"magmom": [1.0, 0.0]})
-    charged = crystal.copy()
-    charged.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
-    others = [longer, moved, decorated, charged, crystal * [1, 1, 2], crystal[::-1]]
-    others[-1] = Structure.from_sites(others[-1])
+    annotated = Structure(crystal.lattice, crystal.species, coords, properties={"pressure": 1.0})
+    charged, oxidised = crystal.copy(), crystal.copy()
+    charged.set_charge(1)
+    oxidised.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    others = [turned, longer, moved, decorated, annotated, charged, oxidised, crystal * [1, 1, 2]]
+    others.append(Structure.from_sites(crystal[::-1]))
     digests = {crystal_digest(s) for s in (crystal, *others)}
     assert len(digests) == 1 + len(others)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 CACHE = "evaluations.sqlite"
 STEPS = 1e5
-"""In 1 Å and in 1 of a fractional coordinate, a hundred times fewer in 1 degree: what is nearer
-counts as equal, so that digests survive files of eight digits."""
+"""In 1 Å and in 1 of a fractional coordinate: what is nearer counts as equal, so that digests survive
+files of eight digits."""
 KEPT = frozenset({Status.OK, Status.UNSUPPORTED, Status.INVALID})
 
 _SCHEMA = """
@@ -48,19 +48,18 @@ CREATE TABLE evaluations (
 
 
 def crystal_digest(structure: Structure) -> str:
-    """Hash of all that a property may read of a crystal: cell, sites in order, their properties.
+    """Hash of all that a property may read of a crystal: cell, sites in order, what is told of them.
 
-    Another cell of the same crystal has another digest: a property may count its atoms. Turning the
-    crystal in space changes nothing.
+    Another cell of the same crystal has another digest, since a property may count its atoms, and
+    so has a turned one, since a tensor has components.
     """
-    lattice = structure.lattice
     with np.errstate(invalid="ignore"):  # of numbers that are not finite
-        lengths = np.rint(np.array(lattice.abc) * STEPS).astype("<i8")
-        angles = np.rint(np.array(lattice.angles) * STEPS / 100).astype("<i8")
+        matrix = np.rint(structure.lattice.matrix * STEPS).astype("<i8")
         coords = np.rint(structure.frac_coords * STEPS).astype("<i8") % int(STEPS)
     sites = [site.species_string for site in structure]
-    text = json.dumps([sites, structure.site_properties], sort_keys=True, default=str)
-    content = b"".join(part.tobytes() for part in (lengths, angles, coords)) + text.encode()
+    told = [sites, structure.site_properties, structure.properties, structure.charge]
+    text = json.dumps(told, sort_keys=True, default=str)
+    content = matrix.tobytes() + coords.tobytes() + text.encode()
     return hashlib.sha256(content).hexdigest()[:32]
 
 
