@@ -144,6 +144,28 @@ def test_a_step_uphill_is_taken_back() -> None:
     assert result.structure.get_distance(0, 1) == pytest.approx(2.502, abs=1e-4)
 
 
+@pytest.mark.parametrize("lost", ["energy", "forces"])
+def test_numbers_that_are_not_finite_end_a_relaxation_at_once(lost: str) -> None:
+    class Breaks:
+        name, level_of_theory, correction, weights_hash = "breaks", "none", "none", ""
+        asked = 0
+
+        def evaluate(self, structures, *, forces=False, stress=False, magmoms=False):
+            self.asked += 1
+            force = np.array([[1.0, 0, 0], [-1.0, 0, 0]])
+            if self.asked == 1:
+                return [PotentialResult(0.0, force, np.zeros((3, 3)))]
+            if lost == "energy":
+                return [PotentialResult(np.nan, 1e-3 * force, np.zeros((3, 3)))]
+            return [PotentialResult(1.0, np.nan * force, np.zeros((3, 3)))]
+
+    start = Structure(Lattice.cubic(6.0), ["Ar", "Ar"], [[0.2, 0, 0], [0.6, 0, 0]])
+    potential = Breaks()
+    [result] = relax([start], potential)
+    assert result.status is RelaxStatus.FAILED and "not finite" in result.reason
+    assert potential.asked == 2 and result.n_steps == 1
+
+
 def test_symmetry_can_be_kept(argon: AsePotential) -> None:
     """A sheared simple cubic crystal closes its packing unless told to stay (nearly) cubic."""
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer

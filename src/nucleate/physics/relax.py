@@ -292,9 +292,11 @@ class _Member:
         if self.point is None:
             self.point, self.energy_before = new, result.energy
             return
-        if np.isfinite(fmax):
-            self.model.learn(self.step, self.point.force, new.force)
-        if not new.energy > self.point.energy + UPHILL:
+        if not np.isfinite([new.energy, fmax]).all():
+            self.point = new  # which ends it: the next step would lead to the same place
+            return
+        self.model.learn(self.step, self.point.force, new.force)
+        if new.energy <= self.point.energy + UPHILL:
             self.point = new
 
     def move(self) -> None:
@@ -488,8 +490,11 @@ def _evaluate(
             done[member.index] = member.lose(result)
             continue
         member.take(result)
-        if not np.isfinite(member.reached.fmax):
-            done[member.index] = Relaxation(RelaxStatus.FAILED, "forces that are not finite")
+        if not np.isfinite([member.reached.energy, member.reached.fmax]).all():
+            reason = "an energy or forces that are not finite"
+            done[member.index] = Relaxation(
+                RelaxStatus.FAILED, reason, energy_before=member.energy_before, n_steps=member.n_steps
+            )
         elif not low < member.volume_ratio < high:
             reason = f"the volume changed by a factor {member.volume_ratio:.2f}"
             done[member.index] = member.finish(RelaxStatus.EXPLODED, reason)
