@@ -237,6 +237,20 @@ def test_two_settings_of_one_property_need_two_names() -> None:
             Recipe.model_validate(two_hulls(*names))
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"property": "mine.py:reward"}, "'reward' is a column of every table"),
+        ({"property": "mine.py:f", "settings": {"name": "status"}}, "'status' is a column"),
+        ({"property": "mine.py:valid"}, "'valid' in the objective is that of a stage"),
+    ],
+)
+def test_a_function_is_called_like_nothing_else_either(entry: dict, said: str) -> None:
+    terms = [{**entry, "shaping": {"type": "clip", "low": 0.0, "high": 1.0}}]
+    with pytest.raises(ValidationError, match=said):
+        Recipe.model_validate({"objective": {"terms": terms}})
+
+
 def test_a_limit_is_on_a_cost_class_or_a_property_of_the_objective() -> None:
     check_limits(load_recipe("stability", ["budget.limits={dft: 5, e_above_hull: 9}"]))
     with pytest.raises(RecipeError, match=r"'e_above_hul'.*\n.*'e_above_hull'"):

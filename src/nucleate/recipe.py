@@ -397,10 +397,10 @@ class Recipe(Settings):
     def _names_are_free(self) -> Self:
         stages = {stage.type for stage in self.screen.stages}
         for entry in self.objective.properties:
-            if entry.name in stages:
-                raise ValueError(
-                    f"the name {entry.name!r} in the objective is that of a stage of the screen: "
-                    "choose another"
+            if entry.label in stages:
+                raise SettingsError(
+                    f"the name {entry.label!r} in the objective is that of a stage of the screen",
+                    "Give it another one: 'name: ...' beside 'property'.",
                 )
         return self
 

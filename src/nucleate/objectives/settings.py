@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from nucleate import plugins
 from nucleate.config import Settings, SettingsError, option
@@ -30,12 +30,14 @@ class PropertySettings(Settings):
     )
     settings: dict[str, Any] = option(dict, description="settings of that property")
 
-    @field_validator("name")
-    @classmethod
-    def _free(cls, name: str | None) -> str | None:
-        if name in COLUMNS:
-            raise ValueError(f"{name!r} is a column of every table: choose another name")
-        return name
+    @model_validator(mode="after")
+    def _name_is_free(self) -> Self:
+        if self.label in COLUMNS:
+            raise SettingsError(
+                f"{self.label!r} is a column of every table",
+                "Give it another name: 'name: ...' beside 'property'.",
+            )
+        return self
 
     @builtins.property
     def label(self) -> str:
