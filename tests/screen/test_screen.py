@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -192,27 +191,36 @@ def test_relaxations_that_were_done_survive_a_kill(tmp_path: Path) -> None:
     with EvaluationCache(tmp_path / "shared.sqlite", "two") as cache:
         made = shared_screen(cache, stages=FULL[:2])
         key = made.keys["relaxed"]
-        crystals = [salt(edge=EDGE * 1.05), salt(), salt("K"), salt("K", "Br")]
+        crystals = [*(salt(edge=EDGE * x) for x in (1, 1.05, 1.1)), salt("K"), salt("K", "Br")]
         digests = [crystal_digest(crystal) for crystal in crystals]
-        assert set(cache.lookup(digests, key)) == set(digests[:2])
-        through(made, crystals[:2], names="other")
+        assert set(cache.lookup(digests, key)) == set(digests[:3])
+        through(made, crystals[:3], names="other")
         assert made._stages[1].potential.asked == 0
 
 
 class Slow(MadeUpPotential):
-    """Takes a quarter of a second for a batch that holds potassium."""
+    """Takes a quarter of a second for a batch that holds potassium, by a clock of its own."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
     def evaluate(self, structures: Any, **wanted: Any) -> Any:
         if any(19 in structure.numbers for structure in structures):
-            time.sleep(0.25)
+            self.now += 0.25
         return super().evaluate(structures, **wanted)
 
 
-def test_a_crystal_over_its_time_costs_no_other_and_is_tried_again_by_other_runs() -> None:
+def test_a_crystal_over_its_time_costs_no_other_and_is_tried_again_by_other_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr("nucleate.physics.relax.time", slow)
     crystals = [salt(edge=EDGE * 1.1), salt("K", "Br", edge=EDGE * 1.2), salt("Li", "F")]
     stages = ["valid", {"type": "relaxed", "timeout": 0.3, "fmax": 1e-5}]
     with EvaluationCache(":memory:") as cache:
-        made = shared_screen(cache, stages=stages, potential=Slow())
+        made = shared_screen(cache, stages=stages, potential=slow)
         result = through(made, crystals, names="same")
         assert [s is not None for s in result.structures] == [True, False, True]
         assert result.statuses[1] is Status.TIMEOUT
@@ -225,7 +233,7 @@ def test_a_crystal_over_its_time_costs_no_other_and_is_tried_again_by_other_runs
 
 KILLED = """
 import sys, time
-from nucleate.screen import screen
+from nucleate.objectives.evaluate import PART
 from nucleate.protocols import CostClass
 from nucleate.store.cache import EvaluationCache
 from made_up import MadeUpPotential
@@ -238,8 +246,8 @@ class Hangs(MadeUpPotential):
             time.sleep(60)
         return super().evaluate(structures, **wanted)
 
-screen.PART[CostClass.RELAXATION] = 2
-crystals = [salt(edge=EDGE * 1.05), salt(), salt("K"), salt("K", "Br")]
+PART[CostClass.RELAXATION] = 2  # raised to three, for the one worker
+crystals = [*(salt(edge=EDGE * x) for x in (1, 1.05, 1.1)), salt("K"), salt("K", "Br")]
 with EvaluationCache(sys.argv[1], "one") as cache:
     through(shared_screen(cache, stages=["valid", "relaxed"], potential=Hangs()), crystals, names="same")
 """

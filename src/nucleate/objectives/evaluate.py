@@ -130,7 +130,8 @@ def evaluate(
         cache = None
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
-    size = _part(prop) or len(digests) or 1
+    size = 0 if streams(prop) else part_size(prop.cost, getattr(prop, "potential", None))
+    size = size or len(digests) or 1
     for start in range(0, len(digests), size):
         asked = dict(
             zip(digests[start : start + size], structures[start : start + size], strict=True)
@@ -153,10 +154,15 @@ def evaluate(
     return {digest: found[digest] for digest in digests}
 
 
-def _part(prop: Property) -> int:
-    """Crystals that are evaluated and kept together, 0 for all; enough for all workers."""
-    size = 0 if streams(prop) else PART.get(prop.cost, 0)
-    pool = getattr(getattr(prop, "potential", None), "pool", None)
+def part_size(cost: CostClass, potential: Any) -> int:
+    """Crystals that are evaluated and kept together, 0 for all; enough for all workers.
+
+    Args:
+        cost: of the property.
+        potential: what it asks, if any.
+    """
+    size = PART.get(cost, 0)
+    pool = getattr(potential, "pool", None)
     return size if size < 2 or pool is None else max(size, 3 * pool.n_workers)
 
 

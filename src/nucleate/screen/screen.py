@@ -25,7 +25,7 @@ import numpy as np
 
 from nucleate.execution.local import relax_anywhere
 from nucleate.execution.meter import metered
-from nucleate.objectives.evaluate import PART, evaluations_of
+from nucleate.objectives.evaluate import evaluations_of, part_size
 from nucleate.physics.cells import Cell, as_cell, as_structure
 from nucleate.physics.potentials import status_of
 from nucleate.physics.relax import RelaxSettings
@@ -180,6 +180,7 @@ class _Stable:
         relaxed: _Relaxed | None,
     ) -> None:
         self.below, self.records = settings.below, records
+        self.potential = potential
         self.judge = EnergyAboveHull(potential, settings.hull, correct=settings.correct)
         self.relaxed = relaxed is not None
         self.key = f"stable/1/{self.judge.key}/{relaxed.key if relaxed else 'as drawn'}"
@@ -274,7 +275,7 @@ class _Records:
         asked = [digest for digest in first if digest not in known]
         fresh: dict[str, Evaluation] = {}
         cells: dict[str, Cell] = {}
-        size = PART.get(stage.cost, len(asked)) or 1
+        size = part_size(stage.cost, stage.potential) or len(asked) or 1
         for start in range(0, len(asked), size):
             part = {
                 digest: structure
