@@ -16,6 +16,9 @@ from pymatgen.core import Lattice, Structure
 
 from made_up import VOLUME, MadeUpPotential
 from nucleate.errors import InputError
+from nucleate.objectives.objective import Objective, Term
+from nucleate.objectives.shaping import Linear
+from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import Status
 from nucleate.screen.screen import Screen, Screened
 from nucleate.screen.settings import ScreenSettings
@@ -178,6 +181,21 @@ def test_a_second_run_takes_relaxations_from_the_first(tmp_path: Path) -> None:
         for other in (shared_screen(cache, stages=tighter), shared_screen(cache, weights_hash="1")):
             through(other, crystals, names="same")
             assert other._stages[1].potential.asked > 0  # other settings, other weights
+
+
+def test_energies_of_crystals_as_drawn_are_shared_with_the_objective() -> None:
+    crystals = [salt(edge=EDGE * x) for x in (1, 1.02, 1.05)]
+    with EvaluationCache(":memory:") as cache:
+        potential = MadeUpPotential()
+        made = shared_screen(cache, stages=FULL[:1] + FULL[2:3], potential=potential)
+        screened = through(made, crystals)
+        unit = Linear(type="linear", low=0.0, high=1.0)
+        term = Term(EnergyAboveHull(potential), unit)
+        objective = Objective([term], store=made._stages[1].records.store, cache=cache)
+        result = objective.score(screened.structures, screened.digests)
+        assert potential.asked == 3 and result.spent == {"e_above_hull": 3}
+        assert np.isfinite(result.scores["e_above_hull"].extra["energy_per_atom"]).all()
+        objective.close()
 
 
 def test_relaxations_that_were_done_survive_a_kill(tmp_path: Path) -> None:

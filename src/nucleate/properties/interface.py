@@ -58,7 +58,7 @@ class CoincidentArea:
 
     The smaller it is, the better the film can grow. Zur and McGill's search with pymatgen's
     tolerances (:mod:`nucleate.physics.coincidence`) over the facets of the conventional cell of
-    the crystal as it is; a crystal that fits nowhere has failed. ``Scores.extra`` holds
+    the crystal as it is; one that fits nowhere is unsupported. ``Scores.extra`` holds
     ``mismatch``, the larger relative difference of the lengths of both, and the film's facet,
     ``film_h``, ``film_k``, ``film_l``.
 

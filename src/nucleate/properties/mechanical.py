@@ -52,7 +52,7 @@ class ElasticProperty:
     ``Scores.extra`` holds the averages and what follows from Hill's (``bulk_hill``, ``young``,
     ``hardness_tian``, ...), the tensor (``c11`` to ``c66``), its smallest eigenvalue
     (``softest_strain``, GPa), ``pressure`` (GPa) and ``softest_mode`` (eV/Å²). A crystal that is
-    not mechanically stable has failed; its tensor is there.
+    not mechanically stable is unsupported; its tensor is there.
 
     Args:
         potential: a potential, or the name of one ("chgnet").

@@ -96,7 +96,7 @@ class HeatCapacity(PhononStability):
     """Heat capacity at constant volume, J/(g K), of harmonic vibrations.
 
     It belongs to the mass of the very cell whose modes are summed. Imaginary modes have no heat
-    capacity: a crystal with more than a few of them has failed. ``Scores.extra`` holds
+    capacity: a crystal with more than a few of them is unsupported. ``Scores.extra`` holds
     ``lowest_frequency`` (THz), ``heat_capacity_molar`` (J/(mol K) of atoms) and what
     :class:`PhononStability` gives.
 

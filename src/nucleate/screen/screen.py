@@ -121,7 +121,7 @@ class _Relaxed:
         self.settings = RelaxSettings(**settings.model_dump(exclude={"type"}))
         self.potential, self.records = potential, records
         lasting = replace(self.settings, timeout=None)  # a time-out is no one's value
-        self.key = f"{self.name}/1/{described(potential, lasting)}"
+        self.key = self.shared_as = f"{self.name}/1/{described(potential, lasting)}"
 
     def __call__(self, batch: Screened) -> None:
         found = self.records.measured(self, batch, self._relax)
@@ -184,6 +184,8 @@ class _Stable:
         self.judge = EnergyAboveHull(potential, settings.hull, correct=settings.correct)
         self.relaxed = relaxed is not None
         self.key = f"stable/1/{self.judge.key}/{relaxed.key if relaxed else 'as drawn'}"
+        # crystals as drawn have the value that objectives ask for, kept as theirs
+        self.shared_as = self.key if relaxed else self.judge.key
 
     def __call__(self, batch: Screened) -> None:
         def measure(
@@ -284,9 +286,9 @@ class _Records:
             }
             if self.cache is not None:
                 names = {digest: crystal_digest(structure) for digest, structure in part.items()}
-                entries = self.cache.lookup(names.values(), stage.key)
+                entries = self.cache.lookup(names.values(), stage.shared_as)
                 fresh |= {d: entries[name] for d, name in names.items() if name in entries}
-                kept = self.cache.cells(stage.key, names.values())
+                kept = self.cache.cells(stage.shared_as, names.values())
                 cells |= {d: Cell(*kept[name]) for d, name in names.items() if name in kept}
             missing = [digest for digest in part if digest not in fresh]
             if not missing:
@@ -298,7 +300,7 @@ class _Records:
             found = {digest: replace(entry, seconds=share) for digest, entry in found.items()}
             if self.cache is not None:
                 self.cache.keep(
-                    stage.key,
+                    stage.shared_as,
                     {names[digest]: entry for digest, entry in found.items()},
                     {names[digest]: cell for digest, cell in led_to.items()},
                 )
