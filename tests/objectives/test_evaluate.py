@@ -98,6 +98,23 @@ def test_relaxations_are_as_many_at_a_time_as_keep_all_workers_busy() -> None:
     assert [len(call) for call in relaxes.calls] == [1536, 464]
 
 
+def test_crystals_that_the_cache_takes_for_one_have_one_value_before_and_after_a_crash() -> None:
+    class Exact(Costly):
+        def evaluate(self, structures: Sequence[Any]) -> Scores:
+            self.calls.append([s.lattice.a for s in structures])
+            return scores(self.calls[-1])
+
+    twins = [crystal(x) for x in (0.1, 0.1 + 1e-9, 0.2)]
+    with EvaluationCache(":memory:") as cache:
+        exact = Exact(CostClass.MODEL)
+        values, again = (
+            [entry.value for entry in evaluate(exact, list("abc"), twins, cache).values()]
+            for _ in range(2)
+        )
+    assert exact.calls == [[twins[0].lattice.a, twins[2].lattice.a]]
+    assert values == again == [twins[i].lattice.a for i in (0, 0, 2)]
+
+
 def test_what_costs_microseconds_is_not_looked_up() -> None:
     with EvaluationCache(":memory:") as cache:
         evaluate(Costly(CostClass.COMPOSITION), ["a"], [crystal(1)], cache)

@@ -198,6 +198,17 @@ def test_energies_of_crystals_as_drawn_are_shared_with_the_objective() -> None:
         objective.close()
 
 
+def test_crystals_that_the_cache_takes_for_one_are_relaxed_once() -> None:
+    twins = [salt(edge=EDGE * 1.1), salt(edge=EDGE * 1.1 + 1e-9)]
+    with EvaluationCache(":memory:") as cache:
+        one, two = (through(shared_screen(cache), twins, names="same") for _ in range(2))
+    assert one.energies["same-0"] == one.energies["same-1"]
+    assert two.energies == one.energies
+    np.testing.assert_array_equal(two.rmsd, one.rmsd)
+    cells = [s.lattice.matrix for s in (*one.structures, *two.structures)]
+    assert all((cell == cells[0]).all() for cell in cells)
+
+
 def test_relaxations_that_were_done_survive_a_kill(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(KILLED)

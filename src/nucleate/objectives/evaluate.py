@@ -112,7 +112,8 @@ def evaluate(
     Costly properties are evaluated in parts, each kept as soon as it is done, so that a crash
     costs no more than what was under way. The parts follow from the digests alone: what was in
     one part is computed in the same company whenever a run is repeated or resumed, which for
-    potentials in batches decides the last bits of a value.
+    potentials in batches decides the last bits of a value. What the cache takes for one crystal is
+    computed once, so that it has one value before and after a crash.
 
     Args:
         prop: the property.
@@ -132,26 +133,26 @@ def evaluate(
     errors: list[Exception] = []
     size = 0 if streams(prop) else part_size(prop.cost, getattr(prop, "potential", None))
     size = size or len(digests) or 1
+    names = digests if cache is None else [crystal_digest(s) for s in structures]
     for start in range(0, len(digests), size):
-        asked = dict(
-            zip(digests[start : start + size], structures[start : start + size], strict=True)
-        )
-        names = {} if cache is None else {d: crystal_digest(s) for d, s in asked.items()}
-        kept = {} if cache is None else cache.lookup(names.values(), prop.key)
-        known = {digest: kept[name] for digest, name in names.items() if name in kept}
-        found |= known
-        missing = {digest: s for digest, s in asked.items() if digest not in known}
+        asked = names[start : start + size]
+        if cache is not None:
+            found |= cache.lookup(asked, prop.key)
+        missing: dict[str, Structure] = {}
+        for name, structure in zip(asked, structures[start : start + size], strict=True):
+            if name not in found:
+                missing.setdefault(name, structure)
         for part in _computed(prop, missing, errors, shared) if missing else ():
             if cache is not None:
-                cache.keep(prop.key, {names[digest]: entry for digest, entry in part.items()})
+                cache.keep(prop.key, part)
             found |= part
-    if len(errors) == len(digests) >= _HOPELESS:
+    if len(errors) == len(set(names)) >= _HOPELESS:
         raise NucleateError(
             f"The property {prop.name!r} raised on each of {len(errors)} crystals.",
             f"{type(errors[0]).__name__}: {errors[0]}.",
             "It takes a list of structures and gives one value for each; mend it and try again.",
         ) from errors[0]
-    return {digest: found[digest] for digest in digests}
+    return {digest: found[name] for digest, name in zip(digests, names, strict=True)}
 
 
 def part_size(cost: CostClass, potential: Any) -> int:

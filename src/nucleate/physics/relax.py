@@ -493,7 +493,10 @@ def _evaluate(
         if not np.isfinite([member.reached.energy, member.reached.fmax]).all():
             reason = "an energy or forces that are not finite"
             done[member.index] = Relaxation(
-                RelaxStatus.FAILED, reason, energy_before=member.energy_before, n_steps=member.n_steps
+                RelaxStatus.FAILED,
+                reason,
+                energy_before=member.energy_before,
+                n_steps=member.n_steps,
             )
         elif not low < member.volume_ratio < high:
             reason = f"the volume changed by a factor {member.volume_ratio:.2f}"

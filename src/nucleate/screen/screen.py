@@ -284,27 +284,29 @@ class _Records:
                 for digest in asked[start : start + size]
                 if (structure := batch.structures[first[digest]]) is not None
             }
+            names = {digest: digest for digest in part}
+            entries: dict[str, Evaluation] = {}
+            kept: dict[str, Cell] = {}
             if self.cache is not None:
                 names = {digest: crystal_digest(structure) for digest, structure in part.items()}
                 entries = self.cache.lookup(names.values(), stage.shared_as)
-                fresh |= {d: entries[name] for d, name in names.items() if name in entries}
-                kept = self.cache.cells(stage.shared_as, names.values())
-                cells |= {d: Cell(*kept[name]) for d, name in names.items() if name in kept}
-            missing = [digest for digest in part if digest not in fresh]
-            if not missing:
-                continue
-            structures = [part[digest] for digest in missing]
-            with metered() as meter:
-                found, led_to = measure(structures, missing)
-            share = meter.seconds / len(missing)
-            found = {digest: replace(entry, seconds=share) for digest, entry in found.items()}
-            if self.cache is not None:
-                self.cache.keep(
-                    stage.shared_as,
-                    {names[digest]: entry for digest, entry in found.items()},
-                    {names[digest]: cell for digest, cell in led_to.items()},
-                )
-            fresh, cells = fresh | found, cells | led_to
+                kept = {n: Cell(*c) for n, c in self.cache.cells(stage.shared_as, entries).items()}
+            missing: dict[str, str] = {}  # what the cache takes for one crystal is measured once
+            for digest, name in names.items():
+                if name not in entries:
+                    missing.setdefault(name, digest)
+            if missing:
+                alone = list(missing.values())
+                with metered() as meter:
+                    found, led_to = measure([part[digest] for digest in alone], alone)
+                share = meter.seconds / len(alone)
+                new = {names[d]: replace(entry, seconds=share) for d, entry in found.items()}
+                places = {names[d]: cell for d, cell in led_to.items()}
+                if self.cache is not None:
+                    self.cache.keep(stage.shared_as, new, places)
+                entries, kept = entries | new, kept | places
+            fresh |= {digest: entries[name] for digest, name in names.items()}
+            cells |= {digest: kept[name] for digest, name in names.items() if name in kept}
         self.store.record(
             batch.step,
             stage.key,

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 CACHE = "evaluations.sqlite"
 STEPS = 1e5
-"""In 1 Å and in 1 of a fractional coordinate: what is nearer counts as equal, so that digests survive
-files of eight digits."""
+"""In 1 Å and in 1 of a fractional coordinate: what is nearer counts as equal, so that digests
+survive files of eight digits."""
 KEPT = frozenset({Status.OK, Status.UNSUPPORTED, Status.INVALID})
 
 _SCHEMA = """
@@ -48,7 +48,7 @@ CREATE TABLE evaluations (
 
 
 def crystal_digest(structure: Structure) -> str:
-    """Hash of all that a property may read of a crystal: cell, sites in order, what is told of them.
+    """Hash of all that a property may read: cell, sites in order, what is told of them.
 
     Another cell of the same crystal has another digest, since a property may count its atoms, and
     so has a turned one, since a tensor has components.
