@@ -2,6 +2,11 @@
 
 pymatgen's ``get_reduced_structure`` and ``get_primitive_structure`` spend most of their time on
 objects for sites. Here the same cells are found on arrays.
+
+One difference is left. The edges of a symmetric lattice can be chosen in several ways, and pymatgen
+tells along the edges whether an atom is near enough to make a cell smaller. Where an atom is off by
+about that tolerance, another choice of edges may give another answer: never on 1,645 crystals of
+the test split that could be smaller by their formula, but in 48 of 23,225 pairs made to be so.
 """
 
 from __future__ import annotations
