@@ -127,6 +127,14 @@ def test_the_mass_belongs_to_the_cell_of_the_modes(emt: AsePotential) -> None:
 
 
 @needs_phonopy
+def test_elements_without_a_stable_isotope_have_a_mass() -> None:
+    plutonium = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.3), ["Pu"], [[0] * 3])
+    pairs = AsePotential(LennardJones(sigma=3.4, epsilon=0.1, rc=9.0, smooth=True))
+    [found] = phonons([plutonium], pairs, PhononSettings(min_length=7.0))
+    assert found.mass == pytest.approx(244)
+
+
+@needs_phonopy
 def test_heat_capacity_is_phonopys(emt: AsePotential) -> None:
     from phonopy.phonon.thermal_properties import mode_cv
 

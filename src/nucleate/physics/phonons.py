@@ -143,9 +143,16 @@ def phonons(
 def _phonons(cell: Cell, settings: PhononSettings) -> Measurement[Phonons]:
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
+    from pymatgen.core import Element
 
     repeats = supercell_of(cell.lattice, settings.min_length)
-    unit = PhonopyAtoms(cell=cell.lattice, scaled_positions=cell.frac_coords, numbers=cell.numbers)
+    unit = PhonopyAtoms(
+        cell=cell.lattice,
+        scaled_positions=cell.frac_coords,
+        numbers=cell.numbers,
+        # phonopy's own table ends where elements have no stable isotope, as Pu does
+        masses=[float(Element.from_Z(int(z)).atomic_mass) for z in cell.numbers],
+    )
     crystal = Phonopy(
         unit,
         supercell_matrix=np.diag(repeats),

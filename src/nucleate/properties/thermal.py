@@ -63,7 +63,7 @@ class PhononStability:
     @property
     def key(self) -> str:
         """Cache key: potential and weights, settings."""
-        return f"{self.name}/1/{described(self.potential, self.settings)}"
+        return f"{self.name}/2/{described(self.potential, self.settings)}"
 
     @property
     def measurement(self) -> str:
