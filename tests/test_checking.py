@@ -210,3 +210,10 @@ def test_an_entry_is_shown_by_its_name_and_its_property(recipe: Path) -> None:
         ("stability", "e_above_hull"),
         ("half", "half.py:half"),
     ]
+
+
+def test_two_names_for_one_property_are_found_before_a_run(recipe: Path) -> None:
+    second = "objective.filters=[{property: 'half.py:half', name: other, min: 0}]"
+    _, _, again = checking.explain_objective(recipe, [second])
+    assert "'other' and 'half' are the same property" in again.missing
+    assert levels(recipe, second)["term half"][0] is Level.PROBLEM

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nucleate import plugins
 from nucleate.errors import NucleateError
 from nucleate.objectives.evaluate import make_property
+from nucleate.objectives.objective import same_property
 from nucleate.objectives.settings import (
     FilterSettings,
     ObjectiveSettings,
@@ -65,10 +66,13 @@ def explain(settings: ObjectiveSettings, base: Path = Path()) -> Iterator[Part]:
         base: folder that ``path.py:function`` is relative to beside the working directory.
     """
     made: dict[str, tuple[Property | None, str]] = {}
+    labels: dict[str, str] = {}
     for entry in settings.properties:
         if entry.label not in made:
             made[entry.label] = _make(entry, base)
         prop, missing = made[entry.label]
+        if prop is not None and (other := labels.setdefault(prop.key, entry.label)) != entry.label:
+            missing = same_property(other, entry.label).sentence
         name = entry.name or (prop.name if prop is not None else entry.label)
         told = Path(entry.property).name  # of a file without its folders
         unit = prop.unit if prop is not None else _declared(entry.property, "unit")

@@ -607,8 +607,13 @@ def _by_label(entries: Sequence[Filter | Term]) -> dict[str, Property]:
     labels: dict[str, str] = {}
     for label, prop in found.items():
         if (other := labels.setdefault(prop.key, label)) != label:
-            raise RecipeError(
-                f"{other!r} and {label!r} are the same property with the same settings.",
-                fix="Give both the same name, or one of them other settings.",
-            )
+            raise same_property(other, label)
     return dict(sorted(found.items(), key=lambda item: _COSTS.index(item[1].cost)))
+
+
+def same_property(first: str, second: str) -> RecipeError:
+    """Two names for one property with its settings."""
+    return RecipeError(
+        f"{first!r} and {second!r} are the same property with the same settings.",
+        fix="Give both the same name, or one of them other settings.",
+    )
