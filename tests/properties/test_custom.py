@@ -141,13 +141,24 @@ def test_function_in_another_interpreter(tmp_path: Path, bare: str) -> None:
     expected[6] = Status.UNSUPPORTED
     assert scores.status == [expected.get(i, Status.OK) for i in range(12)]
     np.testing.assert_array_equal(scores.value[scores.ok], [0, 1, 10, 11])
-    assert scores.reason[4].startswith("longest: ValueError: four File ")
+    assert scores.reason[4].startswith("longest raised ValueError: four File ")
     assert scores.reason[2] == "longest: the worker process died (exit code 3)"
-    assert scores.reason[3] == "longest: TimeoutError: took longer than 1 s"
+    assert scores.reason[3] == "longest: took longer than 1 s"
     assert "another number" in scores.reason[5]
     assert scores.reason[6:9] == ["longest gave no value", "longest gave nan", "longest gave inf"]
     assert prop.unit == "Å"
     assert bare in prop.key
+
+
+def test_what_a_function_raises_is_counted_by_its_type_and_told_in_one_line(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "my.py"
+    file.write_text("def f(structures):\n    raise RuntimeError('no SCF:\\n  step 100')\n")
+    with ProcessPool(1) as pool:
+        prop = make_property(f"{file}:f", {}, resources={"pool": pool})
+        [reason] = prop.evaluate(cubes(2)[1:]).reason
+    assert reason == "f raised RuntimeError: no SCF: step 100"
 
 
 def test_what_another_interpreter_lacks_is_found_before_any_crystal(

@@ -147,11 +147,15 @@ def evaluate(
                 cache.keep(prop.key, part)
             found |= part
     if len(errors) == len(set(names)) >= _HOPELESS:
+        first = errors[0]
+        told = f"{type(first).__name__}: {first}"
+        if isinstance(first, NucleateError):
+            told = first.sentence
         raise NucleateError(
             f"The property {prop.name!r} raised on each of {len(errors)} crystals.",
-            f"{type(errors[0]).__name__}: {errors[0]}.",
+            f"{told.rstrip('.')}.",
             "It takes a list of structures and gives one value for each; mend it and try again.",
-        ) from errors[0]
+        ) from first
     return {digest: found[name] for digest, name in zip(digests, names, strict=True)}
 
 
@@ -199,7 +203,7 @@ def _computed(
     if len(left) == len(digests) == 1:
         errors.append(raised)
         told = raised.what if isinstance(raised, NucleateError) else str(raised)
-        reason = f"{prop.name} raised {type(raised).__name__}: {told}"
+        reason = f"{prop.name} raised {type(raised).__name__}: {' '.join(told.split())}"
         yield {digests[0]: Evaluation(math.nan, Status.FAILED, reason)}
     else:
         for i in sorted(left):

@@ -240,7 +240,7 @@ def _check_hopeless(name: str, answers: Sequence[Any]) -> None:
     if len(errors) == len(answers) >= _HOPELESS:
         raise InputError(
             f"The property {name!r} raised on each of {len(answers)} crystals.",
-            f"{_told(errors[0])}.",
+            f"{_told(errors[0]).rstrip('.')}.",
             "It takes a list of structures and gives a number for each; mend the file.",
         ) from errors[0]
 
@@ -252,7 +252,7 @@ def _scores(name: str, answers: Sequence[Any]) -> Scores:
     for i, answer in enumerate(answers):
         if isinstance(answer, Exception):
             status[i] = _status(answer)
-            reason[i] = f"{name}: {_told(answer)}"
+            reason[i] = _reason(name, answer)
             continue
         try:
             number = np.nan if answer is None else float(answer)
@@ -281,11 +281,23 @@ def _status(error: Exception) -> Status:
     return Status.CRASHED if isinstance(error, WorkerCrashError) else Status.FAILED
 
 
+def _reason(name: str, error: Exception) -> str:
+    """Why there is no value; what stands before the colon is what failures are counted by."""
+    from nucleate.execution.remote import RemoteError
+
+    ours = isinstance(error, (NucleateError, TimeoutError)) and not isinstance(error, RemoteError)
+    return f"{name}{':' if ours else ' raised'} {_told(error)}"
+
+
 def _told(error: Exception) -> str:
     """An exception in one line."""
     if isinstance(error, NucleateError):
-        return " ".join(part for part in (error.what, error.why) if part)
-    return f"{type(error).__name__}: {error}"
+        told = " ".join(part for part in (error.what, error.why) if part)
+    elif isinstance(error, TimeoutError):
+        told = str(error)
+    else:
+        told = f"{type(error).__name__}: {error}"
+    return " ".join(told.split())
 
 
 def _call(function: PropertyFunction, name: str, structures: Sequence[Structure]) -> list[Any]:
