@@ -413,7 +413,7 @@ def _failures(data: ReportData) -> str:
         for (stage, reason), sides in order[:20]
     )
     return (
-        f"<details><summary>Why crystals were lost ({len(counts)} reasons)</summary>"
+        f"<details><summary>Why crystals were lost ({len(counts)} reason{'s' * (len(counts) > 1)})</summary>"
         "<table><thead><tr><th>not</th><th>reason</th><th class='n'>base</th>"
         f"<th class='n'>tuned</th></tr></thead><tbody>{rows}</tbody></table></details>"
     )
