@@ -327,3 +327,13 @@ def test_loading_a_recipe_imports_nothing_heavy() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'pymatgen', 'chgnet')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["budget={batch_size: 8, steps: 1}", "budget={core_hours: 1}", "algorithm.kl_target=2"],
+)
+def test_what_a_run_writes_down_is_a_recipe_again(override: str) -> None:
+    recipe = load_recipe("stability", [override])
+    again = Recipe.model_validate(recipe.model_dump(mode="json"))
+    assert again.model_dump() == recipe.model_dump()

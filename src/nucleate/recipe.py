@@ -406,14 +406,17 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _minibatch_fits(self) -> Self:
-        minibatch = self.algorithm.minibatch
-        stated = "minibatch" in self.algorithm.model_fields_set  # the default is cut to the batch
-        if stated and minibatch is not None and minibatch > self.budget.batch_size:
+        minibatch, batch = self.algorithm.minibatch, self.budget.batch_size
+        if minibatch is None or minibatch <= batch:
+            return self
+        if "minibatch" in self.algorithm.model_fields_set:
             raise SettingsError(
-                f"algorithm.minibatch ({minibatch}) is larger than budget.batch_size "
-                f"({self.budget.batch_size})",
+                f"algorithm.minibatch ({minibatch}) is larger than budget.batch_size ({batch})",
                 "Lower algorithm.minibatch or raise budget.batch_size.",
             )
+        # the default is cut to the batch: what a run writes down has to be a recipe again
+        cut = self.algorithm.model_copy(update={"minibatch": batch})
+        object.__setattr__(self, "algorithm", cut)
         return self
 
 
