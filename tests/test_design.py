@@ -473,3 +473,11 @@ def test_a_property_that_can_not_work_ends_a_run_before_it_begins(model, tmp_pat
     ):
         design.tune(recipe(model, tmp_path, **STABLE | {"objective": {"terms": [term]}}))
     assert not (tmp_path / "dense" / "log.jsonl").exists()
+
+
+def test_a_recipe_that_a_run_cannot_use_is_told_by_its_key(tmp_path: Path) -> None:
+    made = RunDirectory.create(tmp_path, "old", {"name": "old", "budget": {"minuts": 1}})
+    made.close()
+    with pytest.raises(CheckpointError) as caught:
+        design.recipe_of_run(made.path)
+    assert "budget.minuts" in caught.value.why

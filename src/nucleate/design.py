@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
+from nucleate.config import dotted
 from nucleate.errors import CheckpointError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import select_best, write_best
@@ -277,9 +278,13 @@ def recipe_of_run(path: str | Path) -> Recipe:
         try:
             return Recipe.model_validate(run.manifest()["recipe"])
         except (KeyError, ValidationError) as error:
+            why = "its manifest holds none"
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                why = ": ".join(filter(None, (dotted(first["loc"]), first["msg"])))
             raise CheckpointError(
                 f"the recipe of the run {path} can't be used",
-                str(error).splitlines()[0],
+                why,
                 "go on with the release that wrote it, or start a new run",
             ) from error
 
