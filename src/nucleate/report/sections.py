@@ -412,8 +412,9 @@ def _failures(data: ReportData) -> str:
         f"<td class='n'>{sides.get('tuned', 0):,}</td></tr>"
         for (stage, reason), sides in order[:20]
     )
+    reasons = f"{len(counts)} reason{'s' * (len(counts) > 1)}"
     return (
-        f"<details><summary>Why crystals were lost ({len(counts)} reason{'s' * (len(counts) > 1)})</summary>"
+        f"<details><summary>Why crystals were lost ({reasons})</summary>"
         "<table><thead><tr><th>not</th><th>reason</th><th class='n'>base</th>"
         f"<th class='n'>tuned</th></tr></thead><tbody>{rows}</tbody></table></details>"
     )
