@@ -49,7 +49,7 @@ def test_crystals_of_the_front_are_those_that_were_scored(tmp_path: Path, relaxe
         store=store,
         crystals=RELAXED if relaxed else "",
     )
-    objective.score(scored, digests)
+    reward = objective.score(scored, digests).reward
     write_front(objective, tmp_path)
     table = pd.read_csv(tmp_path / "pareto.csv", keep_default_na=False)
     assert len(table) == len(objective.front()) > 0
@@ -62,4 +62,5 @@ def test_crystals_of_the_front_are_those_that_were_scored(tmp_path: Path, relaxe
             before = Structure.from_file(tmp_path / row["cif_as_drawn"])
             assert before.density == pytest.approx(1.3 * crystal.density, rel=1e-4)
     objective.close()
+    assert table["reward"].max() == pytest.approx(reward.max())
     assert np.isfinite(table["number_density_atoms_per_A3"]).all()

@@ -243,7 +243,8 @@ def write_front(objective: Objective, folder: Path) -> None:
     """Write the Pareto front of all crystals of a run: ``pareto.csv``, and CIFs in ``pareto/``.
 
     The CIFs hold the crystals that have the scores: relaxed ones where the run relaxed them, and
-    then ``pareto/drawn/`` holds what the policy drew.
+    then ``pareto/drawn/`` holds what the policy drew. Rewards are the objective's, without what a
+    bonus added to them in the run.
 
     Args:
         objective: with the store of the run.
@@ -258,6 +259,7 @@ def write_front(objective: Objective, folder: Path) -> None:
     if not len(front):
         return
     known = objective.store.crystals(*objective.properties)
+    known["reward"] = objective.reward({name: known[name] for name in objective.properties})
     first = {digest: i for i, digest in reversed(list(enumerate(known["digest"].tolist())))}
     order = sorted(range(len(front)), key=lambda k: -front.scores[k, 0])
     digests = [front.names[k] for k in order]
