@@ -40,14 +40,19 @@ def objective(recipe: RecipeName, settings: Overrides = None) -> None:
     from nucleate.checking import explain_objective
 
     parts = explain_objective(recipe, settings or ())
-    shown = console.table(("", "property", "unit", "wanted", "score", ">weight", "cost", "ready"))
+    shown = console.table(("", "property", "wanted", "cost", "ready"))
+    for column in (1, 3):
+        shown.columns[column].no_wrap = True
     for part in parts:
-        score = "" if part.range is None else f"{part.range[0]:g} to {part.range[1]:g}"
-        cost = "" if part.cost is None else part.cost.value
-        weight = "" if part.weight is None else f"{part.weight:g}"
-        ready = "no" if part.missing else "yes"
         name = part.name if part.name == part.property else f"{part.name} ({part.property})"
-        cells = (part.kind, name, part.unit or "", part.wanted, score, weight, cost, ready)
+        wanted = part.wanted
+        if part.range is not None:
+            wanted += f"\nscore {part.range[0]:g} to {part.range[1]:g}"
+        if part.weight is not None:
+            wanted += f", weight {part.weight:g}"
+        cost = "" if part.cost is None else part.cost.value
+        ready = "no" if part.missing else "yes"
+        cells = (part.kind, "\n".join(filter(None, (name, part.unit))), wanted, cost, ready)
         shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
     console.out().print(shown)
     for name, missing in {part.name: part.missing for part in parts if part.missing}.items():
