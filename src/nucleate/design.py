@@ -427,7 +427,7 @@ def _check_properties(run: RunDirectory, keys: Mapping[str, str]) -> None:
             raise CheckpointError(
                 f"the property {name!r} is not the one this run started with",
                 f"it was {before[name]}, and is {key}",
-                "restore the hull, potential or function that it was, or start a new run",
+                "restore the hull, potential, function or version of nucleate, or start a new run",
             )
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 from pymatgen.core import Lattice, Structure
 
+from made_up import MadeUpPotential
 from nucleate.errors import InputError, NucleateError
+from nucleate.physics import relax
 from nucleate.physics.cells import Cell, as_cell
+from nucleate.properties.mechanical import BulkModulus, BulkModulusOfState
 from nucleate.properties.shared import Shared, scores_of
+from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import Status
 
 
@@ -70,6 +76,22 @@ def test_threads_do_not_compute_twice() -> None:
     for thread in threads:
         thread.join()
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("made", [EnergyAboveHull, BulkModulus, BulkModulusOfState])
+def test_keys_of_what_relaxes_hold_the_algorithm_and_no_time_out(
+    made: Callable[..., EnergyAboveHull | BulkModulus | BulkModulusOfState],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def keys(**settings: float) -> set[str]:
+        found = made(potential=MadeUpPotential(), relax=settings)
+        return {found.key, getattr(found, "measurement", found.key)}
+
+    assert keys() == keys(timeout=7.0)
+    assert keys().isdisjoint(keys(fmax=0.02))
+    before = keys()
+    monkeypatch.setattr(relax, "ALGORITHM", relax.ALGORITHM + 1)
+    assert before.isdisjoint(keys())
 
 
 def test_scores_keep_order_status_reason_and_columns() -> None:

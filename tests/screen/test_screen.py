@@ -256,6 +256,10 @@ def test_a_crystal_over_its_time_costs_no_other_and_is_tried_again_by_other_runs
         assert result.reasons[1].startswith("relaxation timeout: 0.3 s passed")
         patient = shared_screen(cache, stages=["valid", {"type": "relaxed", "fmax": 1e-5}])
         assert patient.keys == made.keys  # a value has no time-out
+        with monkeypatch.context() as changed:
+            changed.setattr("nucleate.physics.relax.ALGORITHM", 0)
+            other = shared_screen(cache, stages=stages)
+        assert not set(other.keys.values()) & set(made.keys.values())
         result = through(patient, crystals, names="same")
         assert all(result.structures) and patient._stages[1].potential.asked > 0
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,23 @@ class RelaxSettings:
                 fix = did_you_mean(name, known)
                 raise RecipeError(f"unknown setting {name!r} of 'relax'", fix=fix)
         return replace(self, **relax)
+
+
+ALGORITHM = 2
+"""Of relaxations; counted up when the same settings lead to other crystals than before."""
+
+
+def lasting(settings: Any) -> dict[str, Any]:
+    """What a value depends on, for keys: settings without time-outs, and the algorithm.
+
+    Args:
+        settings: a dataclass, of a relaxation or of a measurement of relaxed crystals.
+    """
+
+    def kept(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in items if name != "timeout"}
+
+    return {"algorithm": ALGORITHM, **asdict(settings, dict_factory=kept)}
 
 
 def _check_range(volume_range: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from nucleate.errors import CheckpointError, InputError
 from nucleate.physics.cells import Cell
 from nucleate.physics.phases import PhaseTable, file_sha256
+from nucleate.physics.relax import lasting
 from nucleate.structures.elements import SYMBOLS
 from nucleate.structures.writing import replacing
 
@@ -88,7 +89,7 @@ def survey(
             "data": hashes,
             "potential": potential.name,
             "weights_hash": potential.weights_hash,
-            "relax": None if relax is None else json.loads(json.dumps(asdict(relax))),
+            "relax": None if relax is None else json.loads(json.dumps(lasting(relax))),
             "selection": asdict(selection),
             "chunk_size": chunk_size,
         },

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from nucleate.physics.cells import as_cell
 from nucleate.physics.potentials import status_of
+from nucleate.physics.relax import lasting
 from nucleate.protocols import Potential, Scores, Status
 
 if TYPE_CHECKING:
@@ -69,9 +69,13 @@ def _numbers(structure: Structure | Cell) -> tuple[bytes, ...] | Exception:
 
 def described(potential: Potential, settings: Any) -> str:
     """A potential and a dataclass of settings in one string, for keys."""
-    text = repr(sorted(asdict(settings).items()))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{potential.name}-{potential.weights_hash[:16]}/{digest}"
+    return f"{potential.name}-{potential.weights_hash[:16]}/{settings_digest(settings)}"
+
+
+def settings_digest(settings: Any) -> str:
+    """What a value depends on of settings of a relaxation, or of what begins with one, for keys."""
+    text = repr(sorted(lasting(settings).items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def scores_of(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +10,7 @@ import numpy as np
 from nucleate.errors import NucleateError, RecipeError
 from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.hull_card import SHIPPED
-from nucleate.properties.shared import Shared
+from nucleate.properties.shared import Shared, settings_digest
 from nucleate.protocols import (
     CostClass,
     Measurements,
@@ -101,8 +99,7 @@ class EnergyAboveHull:
         """What an energy depends on: potential and relaxation."""
         relaxed = "as given"
         if self.relax_settings is not None:
-            described = repr(sorted(asdict(self.relax_settings).items()))
-            relaxed = "relaxed-" + hashlib.sha256(described.encode()).hexdigest()[:12]
+            relaxed = f"relaxed-{settings_digest(self.relax_settings)}"
         return f"{self.potential.name}-{self.potential.weights_hash[:16]}", relaxed
 
     @property

@@ -120,8 +120,7 @@ class _Relaxed:
     def __init__(self, settings: RelaxedStage, potential: Potential, records: _Records) -> None:
         self.settings = RelaxSettings(**settings.model_dump(exclude={"type"}))
         self.potential, self.records = potential, records
-        lasting = replace(self.settings, timeout=None)  # a time-out is no one's value
-        self.key = self.shared_as = f"{self.name}/1/{described(potential, lasting)}"
+        self.key = self.shared_as = f"{self.name}/1/{described(potential, self.settings)}"
 
     def __call__(self, batch: Screened) -> None:
         found = self.records.measured(self, batch, self._relax)
