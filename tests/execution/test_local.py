@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from made_up import MadeUpPotential
+from nucleate.execution import local
+from nucleate.execution.chunks import spread
 from nucleate.execution.local import PooledPotential, ProcessPool, submit_relaxations
 from nucleate.physics.cells import Cell
 from nucleate.physics.chgnet import ChgnetPotential
@@ -131,22 +135,70 @@ def test_pooled_potential_equals_the_potential(pool: ProcessPool) -> None:
     assert pooled.evaluate([]) == []
 
 
-@pytest.mark.parametrize(("asked", "given"), [(None, 600.0), (7.0, 7.0)])
-def test_a_relaxation_has_the_time_of_its_settings(asked: float | None, given: float) -> None:
-    class Watched:
-        n_workers, workers_here, least_atoms = 1, 1, 150
+def pair(edge: float, cation: int = 11) -> Cell:
+    return Cell(edge * np.eye(3), np.array([cation, 17]), np.array([[0.0] * 3, [0.5] * 3]))
 
-        def schedule(self, fn: Any, args: Any, timeout: float | None) -> Future[Any]:
-            self.timeout = timeout
-            done: Future[Any] = Future()
+
+class OnAClock(MadeUpPotential):
+    """A potential, and a pool that runs it here; a second passes for each crystal it evaluates."""
+
+    n_workers, workers_here, least_atoms = 1, 1, 150
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[float] = []
+        self.limits: list[float] = []
+
+    def monotonic(self) -> float:
+        return float(self.asked)
+
+    def schedule(self, fn: Any, args: Any, timeout: float) -> Future[Any]:
+        started, result = self.asked, fn(*args)
+        self.tasks.append(self.asked - started)
+        self.limits.append(timeout)
+        done: Future[Any] = Future()
+        if self.tasks[-1] > timeout:
             done.set_exception(TimeoutError(f"took longer than {timeout:g} s"))
-            return done
+        else:
+            done.set_result(result)
+        return done
 
-    pool = Watched()
-    [late] = submit_relaxations(
-        [rock_salt(5.5)], "chgnet", pool, RelaxSettings(timeout=asked)
-    ).result()
-    assert pool.timeout == given and isinstance(late, TimeoutError)
+
+def test_a_late_relaxation_costs_its_batch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = OnAClock()
+    monkeypatch.setattr("nucleate.physics.relax.time", here)
+    monkeypatch.setattr("nucleate.execution.local._potential", lambda _: here)
+    near, far = [pair(3.4 + 0.002 * k) for k in range(30)], pair(5.0)
+    settings = RelaxSettings(timeout=6.0, fmax=1e-3, volume_range=(0.1, 10.0))
+    *done, late = submit_relaxations([*near, far], "made up", here, settings).result()
+    assert {result.status for result in done} == {RelaxStatus.CONVERGED}
+    assert late.status is RelaxStatus.TIMEOUT
+    [seconds] = here.tasks  # in one task, which had more than a time-out and a second for each
+    assert seconds > settings.timeout + len(near)
+    submit_relaxations([far], "made up", here).result()
+    assert here.limits == [2 * 6 * 31 + local.HANG_SECONDS, 2 * 600 + local.HANG_SECONDS]
+
+
+class Hanging:
+    """A potential that needs an hour for a crystal of caesium."""
+
+    accepts_cells = True
+
+    def evaluate(self, cells: list[Cell], **_: bool) -> list[PotentialResult | Exception]:
+        time.sleep(3600 if any(55 in cell.numbers for cell in cells) else 0)
+        return MadeUpPotential().evaluate(cells, forces=True, stress=True)
+
+
+def relax_with_a_hang(cells: list[Cell]) -> list[Any]:
+    with patch.object(local, "_potential", lambda _: Hanging()):
+        return local._relax("hanging", RelaxSettings(), -2.0, cells)
+
+
+def test_a_hang_in_a_batch_of_relaxations_is_found_by_its_evaluation(pool: ProcessPool) -> None:
+    salts = [pair(3.4, cation) for cation in (11, 55, 19)]
+    first, hung, last = spread(pool, relax_with_a_hang, salts, 8.0, more=600.0).result(60)
+    assert first.status is last.status is RelaxStatus.CONVERGED
+    assert isinstance(hung, TimeoutError)
 
 
 def test_relaxations_through_the_pool(pool: ProcessPool) -> None:

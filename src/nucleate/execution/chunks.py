@@ -42,6 +42,7 @@ def map_chunks(
     items: Sequence[Any],
     chunk_size: int | Sequence[int],
     timeout: float | None,
+    more: float = 1.0,
 ) -> list[Future[list[Any]]]:
     """Start a function on chunks of items.
 
@@ -50,13 +51,15 @@ def map_chunks(
         function: what the pool can run; takes a list of items and returns as many results.
         items: B items.
         chunk_size: items in a chunk, or the size of each chunk in turn.
-        timeout: seconds for a single item; a chunk has this and a second more for each item.
+        timeout: seconds for a single item.
+        more: seconds that a chunk has for each further item.
 
     Returns:
         One future for each chunk, in order, each with a result or an Exception for each of its
         items. It raises PoolLostError if the pool can run nothing any more.
     """
-    return [_Chunk(pool, function, chunk, timeout).future for chunk in _cut(items, chunk_size)]
+    chunks = _cut(items, chunk_size)
+    return [_Chunk(pool, function, chunk, timeout, more).future for chunk in chunks]
 
 
 def spread(
@@ -64,6 +67,7 @@ def spread(
     function: Any,
     structures: Sequence[Structure | Cell],
     timeout: float | None,
+    more: float = 1.0,
 ) -> Future[list[Any]]:
     """Start a function on the distinct ones of some structures, the largest first.
 
@@ -72,6 +76,7 @@ def spread(
         function: what the pool can run; takes a list of :class:`Cell` and returns as many results.
         structures: B structures.
         timeout: seconds for a single one.
+        more: seconds that each further one adds in a task of several.
 
     Returns:
         A future of B results, order kept; an Exception in the place of what failed. It raises
@@ -92,7 +97,7 @@ def spread(
     order = sorted(range(len(cells)), key=lambda k: -len(cells[k].numbers))
     places = list(owners.values())
     sizes = _chunk_sizes([len(cells[k].numbers) for k in order], pool)
-    chunks = map_chunks(pool, function, [cells[k] for k in order], sizes, timeout)
+    chunks = map_chunks(pool, function, [cells[k] for k in order], sizes, timeout, more)
 
     def collect(parts: list[list[Any]]) -> list[Any]:
         for k, result in zip(order, (r for part in parts for r in part), strict=True):
@@ -115,7 +120,9 @@ def _cut(items: Sequence[Any], sizes: int | Sequence[int]) -> Iterable[list[Any]
 class _Chunk:
     """A chunk on its way: whole at first, item by item if that fails."""
 
-    def __init__(self, pool: Pool, function: Any, items: list[Any], timeout: float | None) -> None:
+    def __init__(
+        self, pool: Pool, function: Any, items: list[Any], timeout: float | None, more: float
+    ) -> None:
         self.future: Future[list[Any]] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
         self._pool, self._function, self._items, self._timeout = pool, function, items, timeout
@@ -126,7 +133,7 @@ class _Chunk:
         if not items:
             self.future.set_result([])
             return
-        whole = None if timeout is None else timeout + float(len(items) - 1)
+        whole = None if timeout is None else timeout + more * (len(items) - 1)
         pool.schedule(function, (items,), whole).add_done_callback(self._whole_done)
 
     def _whole_done(self, done: Future[Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from nucleate.protocols import Potential, PotentialResult
 
 Spec: TypeAlias = str | Mapping[str, Any]
+
+HANG_SECONDS = 60.0
+"""Beyond time-outs of relaxations, to build a potential for one; what needs more hangs."""
 
 
 def _die_with_parent(parent: int) -> None:
@@ -207,10 +211,30 @@ def _evaluate(
     return potential.evaluate(for_potential(cells, potential), **wanted)
 
 
-def _relax(spec: Spec, settings: RelaxSettings, cells: list[Cell]) -> list[Relaxation]:
+class _Watched:
+    """A potential whose process ends, with a traceback, if an evaluation takes too long."""
+
+    accepts_cells = True
+
+    def __init__(self, potential: Potential, seconds: float) -> None:
+        self._potential, self._seconds = potential, seconds
+
+    def evaluate(self, cells: list[Cell], **wanted: bool) -> list[PotentialResult | Exception]:
+        faulthandler.dump_traceback_later(self._seconds, exit=True)
+        try:
+            return self._potential.evaluate(for_potential(cells, self._potential), **wanted)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _relax(spec: Spec, settings: RelaxSettings, hang: float, cells: list[Cell]) -> list[Relaxation]:
+    """An evaluation of all hangs if it takes ``hang`` seconds and one more for each crystal."""
     from nucleate.physics.relax import relax
 
-    return relax(cells, _potential(spec), settings)
+    potential: Any = _potential(spec)
+    if len(cells) > 1:  # the pool sees to one alone
+        potential = _Watched(potential, hang + len(cells))
+    return relax(cells, potential, settings)
 
 
 class PooledPotential(SpreadPotential):
@@ -247,7 +271,7 @@ class PooledPotential(SpreadPotential):
     ) -> list[Relaxation | Exception]:
         """Relax B crystals, each from its first step to its last in one worker; waits for all.
 
-        A worker that needs longer for one crystal than the settings allow is stopped.
+        The worker sees to their time-outs; see :func:`submit_relaxations`.
         """
         return submit_relaxations(structures, self._spec, self.pool, settings).result()
 
@@ -279,16 +303,19 @@ def submit_relaxations(
         structures: starting points; equal ones are relaxed once.
         spec: the potential, by name or as a mapping of name and settings.
         pool: where it runs.
-        settings: of the relaxation; a worker that exceeds their time-out, by default
-            :data:`~nucleate.physics.relax.RELAXATION_SECONDS`, with one crystal alone is killed.
+        settings: of the relaxation; their time-out is by default
+            :data:`~nucleate.physics.relax.RELAXATION_SECONDS`. In its batch and, if it is late
+            there, alone a crystal has this time. A worker is ended that needs more than it,
+            :data:`HANG_SECONDS` and a second for each crystal for one evaluation of a batch, or
+            for the batch more than all its crystals have.
 
     Returns:
-        A future of B relaxations, order kept; an exception where the time-out or a crash left
-        nothing to report, or the structure has no meaning.
+        A future of B relaxations, order kept; an exception where a hang or a crash left nothing
+        to report, or the structure has no meaning.
     """
     from nucleate.physics.relax import RELAXATION_SECONDS, RelaxSettings
 
     settings = settings or RelaxSettings()
     timeout = RELAXATION_SECONDS if settings.timeout is None else settings.timeout
-    work = partial(_relax, spec, replace(settings, timeout=None))
-    return spread(pool, work, structures, timeout)
+    work = partial(_relax, spec, replace(settings, timeout=timeout), timeout + HANG_SECONDS)
+    return spread(pool, work, structures, 2 * timeout + HANG_SECONDS, 2 * timeout)
