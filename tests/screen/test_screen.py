@@ -16,10 +16,11 @@ from pymatgen.core import Lattice, Structure
 
 from made_up import VOLUME, MadeUpPotential
 from nucleate.errors import InputError
+from nucleate.objectives.evaluate import PART
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Linear
 from nucleate.properties.stability import EnergyAboveHull
-from nucleate.protocols import Status
+from nucleate.protocols import CostClass, Status
 from nucleate.screen.screen import Screen, Screened
 from nucleate.screen.settings import ScreenSettings
 from nucleate.store.cache import EvaluationCache, crystal_digest
@@ -262,6 +263,22 @@ def test_a_crystal_over_its_time_costs_no_other_and_is_tried_again_by_other_runs
         assert not set(other.keys.values()) & set(made.keys.values())
         result = through(patient, crystals, names="same")
         assert all(result.structures) and patient._stages[1].potential.asked > 0
+
+
+def test_twins_in_different_parts_share_their_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr("nucleate.physics.relax.time", slow)
+    monkeypatch.setitem(PART, CostClass.RELAXATION, 1)
+    stages = ["valid", {"type": "relaxed", "timeout": 0.3, "fmax": 1e-5}]
+    twins = [salt("K", "Br", edge=EDGE * 1.2 + shift) for shift in (0, 1e-9)]
+    asked = []
+    for crystals in (twins[:1], twins):
+        slow.asked = 0
+        with EvaluationCache(":memory:") as cache:
+            result = through(shared_screen(cache, stages=stages, potential=slow), crystals)
+        assert set(result.statuses) == {Status.TIMEOUT}
+        asked.append(slow.asked)
+    assert asked[0] == asked[1] > 0
 
 
 KILLED = """

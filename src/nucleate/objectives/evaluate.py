@@ -132,17 +132,11 @@ def evaluate(
     found: dict[str, Evaluation] = {}
     errors: list[Exception] = []
     size = 0 if streams(prop) else part_size(prop.cost, getattr(prop, "potential", None))
-    size = size or len(digests) or 1
     names = digests if cache is None else [crystal_digest(s) for s in structures]
-    for start in range(0, len(digests), size):
-        asked = names[start : start + size]
-        if cache is not None:
-            found |= cache.lookup(asked, prop.key)
-        missing: dict[str, Structure] = {}
-        for name, structure in zip(asked, structures[start : start + size], strict=True):
-            if name not in found:
-                missing.setdefault(name, structure)
-        for part in _computed(prop, missing, errors, shared) if missing else ():
+    for known, missing in in_parts(names, cache, prop.key, size):
+        found |= known
+        asked = {name: structures[row] for name, row in missing.items()}
+        for part in _computed(prop, asked, errors, shared) if asked else ():
             if cache is not None:
                 cache.keep(prop.key, part)
             found |= part
@@ -157,6 +151,25 @@ def evaluate(
             "It takes a list of structures and gives one value for each; mend it and try again.",
         ) from first
     return {digest: found[name] for digest, name in zip(digests, names, strict=True)}
+
+
+def in_parts(
+    names: Sequence[str], cache: EvaluationCache | None, key: str, size: int
+) -> Iterator[tuple[dict[str, Evaluation], dict[str, int]]]:
+    """B crystals by name, in parts of ``size``, 0 for all, to be evaluated one after another.
+
+    Yields of the names that no earlier part had what the cache knows, and the rows of the others.
+    """
+    seen: set[str] = set()
+    size = size or len(names) or 1
+    for start in range(0, len(names), size):
+        rows: dict[str, int] = {}
+        for row, name in enumerate(names[start : start + size], start):
+            if name not in seen:
+                rows.setdefault(name, row)
+        seen |= rows.keys()
+        known = {} if cache is None else cache.lookup(rows, key)
+        yield known, {name: row for name, row in rows.items() if name not in known}
 
 
 def part_size(cost: CostClass, potential: Any) -> int:

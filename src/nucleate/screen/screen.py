@@ -25,7 +25,7 @@ import numpy as np
 
 from nucleate.execution.local import relax_anywhere
 from nucleate.execution.meter import metered
-from nucleate.objectives.evaluate import evaluations_of, part_size
+from nucleate.objectives.evaluate import evaluations_of, in_parts, part_size
 from nucleate.physics.cells import Cell, as_cell, as_structure
 from nucleate.physics.potentials import status_of
 from nucleate.physics.relax import RelaxSettings
@@ -266,46 +266,37 @@ class _Records:
     ) -> dict[str, Evaluation]:
         """What is known of the crystals that are left; the rest measured and recorded.
 
-        As by :func:`nucleate.objectives.evaluate.evaluate`, costly measurements are made in parts
-        that follow from the digests, each kept in the cache as soon as it is done.
+        As by :func:`nucleate.objectives.evaluate.evaluate`, costly measurements are made in parts,
+        each kept in the cache as soon as it is done.
         """
         first: dict[str, int] = {}
         for row in batch.left:
             first.setdefault(batch.digests[row], row)
         known = self.store.lookup(first, stage.key)
         asked = [digest for digest in first if digest not in known]
-        fresh: dict[str, Evaluation] = {}
+        left = [s for digest in asked if (s := batch.structures[first[digest]]) is not None]
+        names = asked if self.cache is None else [crystal_digest(structure) for structure in left]
+        entries: dict[str, Evaluation] = {}
         cells: dict[str, Cell] = {}
-        size = part_size(stage.cost, stage.potential) or len(asked) or 1
-        for start in range(0, len(asked), size):
-            part = {
-                digest: structure
-                for digest in asked[start : start + size]
-                if (structure := batch.structures[first[digest]]) is not None
-            }
-            names = {digest: digest for digest in part}
-            entries: dict[str, Evaluation] = {}
-            kept: dict[str, Cell] = {}
+        size = part_size(stage.cost, stage.potential)
+        for kept, missing in in_parts(names, self.cache, stage.shared_as, size):
+            entries |= kept
             if self.cache is not None:
-                names = {digest: crystal_digest(structure) for digest, structure in part.items()}
-                entries = self.cache.lookup(names.values(), stage.shared_as)
-                kept = {n: Cell(*c) for n, c in self.cache.cells(stage.shared_as, entries).items()}
-            missing: dict[str, str] = {}  # what the cache takes for one crystal is measured once
-            for digest, name in names.items():
-                if name not in entries:
-                    missing.setdefault(name, digest)
-            if missing:
-                alone = list(missing.values())
-                with metered() as meter:
-                    found, led_to = measure([part[digest] for digest in alone], alone)
-                share = meter.seconds / len(alone)
-                new = {names[d]: replace(entry, seconds=share) for d, entry in found.items()}
-                places = {names[d]: cell for d, cell in led_to.items()}
-                if self.cache is not None:
-                    self.cache.keep(stage.shared_as, new, places)
-                entries, kept = entries | new, kept | places
-            fresh |= {digest: entries[name] for digest, name in names.items()}
-            cells |= {digest: kept[name] for digest, name in names.items() if name in kept}
+                led = self.cache.cells(stage.shared_as, kept)
+                cells |= {name: Cell(*cell) for name, cell in led.items()}
+            if not missing:
+                continue
+            rows = missing.values()
+            with metered() as meter:
+                found, led_to = measure([left[row] for row in rows], [asked[row] for row in rows])
+            share = meter.seconds / len(missing)
+            new = {n: replace(found[asked[row]], seconds=share) for n, row in missing.items()}
+            places = {n: led_to[d] for n, row in missing.items() if (d := asked[row]) in led_to}
+            if self.cache is not None:
+                self.cache.keep(stage.shared_as, new, places)
+            entries, cells = entries | new, cells | places
+        named = dict(zip(asked, names, strict=True))
+        fresh = {digest: entries[name] for digest, name in named.items()}
         self.store.record(
             batch.step,
             stage.key,
@@ -314,7 +305,7 @@ class _Records:
             unit=stage.unit,
             cost=stage.cost,
             reused=known,
-            cells=cells,
+            cells={digest: cells[name] for digest, name in named.items() if name in cells},
         )
         return {**known, **fresh}
 
