@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from nucleate.structures.parsing import to_structure
@@ -26,6 +27,37 @@ def test_primitive_cell_is_pymatgens():
         found = to_structure((ours.matrix, ours.numbers, ours.frac_coords))
         rms, _ = StructureMatcher(primitive_cell=False).get_rms_dist(theirs, found)
         assert rms < 1e-6
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        np.diag([5.0, 5.0, 5.0]),
+        (np.ones((3, 3)) - np.eye(3)) * 3.6,
+        (np.ones((3, 3)) - 2 * np.eye(3)) * 2.9,
+        np.array([[5.0, 0.0, 0.0], [-2.5, 18.75**0.5, 0.0], [0.0, 0.0, 7.0]]),
+        np.diag([4.0, 5.0, 7.0]),
+    ],
+    ids=["cubic P", "cubic F", "cubic I", "hexagonal", "orthorhombic"],
+)
+def test_an_atom_off_by_about_the_tolerance_along_edges_that_are_not_the_only_ones(lattice):
+    rng = np.random.default_rng(7)
+    numbers, half = np.array([3, 3]), 0
+    for _ in range(60):
+        basis = np.eye(3)
+        for _ in range(3):
+            i, j = rng.permutation(3)[:2]
+            basis[i] += rng.integers(-1, 2) * basis[j]
+        matrix = basis @ lattice
+        off = rng.normal(size=3)
+        off *= rng.uniform(0.2, 0.4) / np.linalg.norm(off)
+        part = rng.permutation([1, 0, rng.integers(2)]) / 2 @ lattice
+        frac = np.array([np.zeros(3), part + off]) @ np.linalg.inv(matrix)
+        theirs = to_structure((matrix, numbers, frac)).get_reduced_structure()
+        size = len(theirs.get_primitive_structure())
+        assert len(reduce_cell((matrix, numbers, frac)).numbers) == size
+        half += size == 1
+    assert 10 < half < 50
 
 
 def test_a_crystal_is_reduced_as_if_alone():

@@ -41,12 +41,12 @@ def niggli(matrices: np.ndarray) -> np.ndarray:
     unclear = np.isnan(found).any(axis=(1, 2))
     unclear[~unclear] = _ambiguous(found[~unclear], e[~unclear])
     for row in np.flatnonzero(unclear).tolist():
-        found[row] = _by_pymatgen(matrices[row])
+        found[row] = pymatgens_niggli(matrices[row])
     return found * np.sign(np.linalg.det(found))[:, None, None]
 
 
-def _by_pymatgen(matrix: np.ndarray) -> np.ndarray:
-    """(3, 3) row vectors; NaN where there are none."""
+def pymatgens_niggli(matrix: np.ndarray) -> np.ndarray:
+    """(3, 3) row vectors of ``Lattice.get_niggli_reduced_lattice``; NaN where there are none."""
     from pymatgen.core import Lattice
 
     try:

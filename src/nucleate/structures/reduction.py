@@ -3,10 +3,9 @@
 pymatgen's ``get_reduced_structure`` and ``get_primitive_structure`` spend most of their time on
 objects for sites. Here the same cells are found on arrays.
 
-One difference is left. The edges of a symmetric lattice can be chosen in several ways, and pymatgen
-tells along the edges whether an atom is near enough to make a cell smaller. Where an atom is off by
-about that tolerance, another choice of edges may give another answer: never on 1,645 crystals of
-the test split that could be smaller by their formula, but in 48 of 23,225 pairs made to be so.
+The edges of a symmetric lattice can be chosen in several ways, and pymatgen tells along the edges
+whether an atom is near enough to make a cell smaller. So a crystal for which any choice could make
+a smaller cell is described by the edges that pymatgen itself chooses.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ from math import gcd
 
 import numpy as np
 
-from nucleate.structures.niggli import niggli
+from nucleate.structures.niggli import niggli, pymatgens_niggli
 from nucleate.structures.parsing import Cell
 
 PRIMITIVE_TOL = 0.25  # Å, default of get_primitive_structure
+REACH = 3.0 * PRIMITIVE_TOL  # Å, no vector within the tolerance along edges is longer
+MAX_PARTS = 1_000_000  # pairs of atoms, times parts of lattice vectors, looked at in one go
 MAX_ASPECT = 30.0  # longest edge of a reduced cell over the cube root of its volume
 _SUMS = np.array(
     [
@@ -104,12 +105,14 @@ def reduce_cells(cells: Sequence[Cell]) -> list[ReducedCell | None]:
     frac = np.einsum("ni,nij->nj", frac, np.repeat(turns, sizes, axis=0))
     frac -= np.floor(frac)
     atoms = np.split(frac, np.cumsum(sizes[:-1]))
-    reduced = _primitive(
-        [
-            (basis, np.asarray(cells[row][1], dtype=np.int64), atoms[row])
-            for row, basis in zip(rows.tolist(), bases, strict=True)
-        ]
-    )
+    reduced = [
+        (basis, np.asarray(cells[row][1], dtype=np.int64), atoms[row])
+        for row, basis in zip(rows.tolist(), bases, strict=True)
+    ]
+    large = [i for i, cell in enumerate(reduced) if _may_be_smaller(cell)]
+    smaller = _primitive([_turned(reduced[i], pymatgens_niggli(given[rows[i]])) for i in large])
+    for i, cell in zip(large, smaller, strict=True):
+        reduced[i] = cell
     matrices = np.array([cell[0] for cell in reduced]).reshape(-1, 3, 3)
     volumes = np.abs(np.linalg.det(matrices))
     lengths, minima = _lengths_and_minima(matrices)
@@ -164,6 +167,61 @@ def _order(numbers: bytes) -> tuple[np.ndarray, int]:
     return np.array(order), order.index(first)
 
 
+def _turned(cell: Cell, basis: np.ndarray) -> Cell:
+    """A crystal with other edges of its lattice; NaN where the basis is."""
+    matrix, numbers, frac = cell
+    frac = frac @ matrix @ np.linalg.inv(basis)
+    return basis, numbers, frac - np.floor(frac)
+
+
+def _may_be_smaller(cell: Cell) -> bool:
+    """Whether any choice of edges could make a smaller cell; False for most.
+
+    In a smaller cell the atoms that become one differ by parts of lattice vectors, within the
+    tolerance, and all parts occur if no two atoms of one kind are within twice of it. So some part,
+    and then a p-th part for a prime p, leads from every atom to one of its kind.
+    """
+    matrix, numbers, frac = cell
+    units, groups = _kinds(numbers.tobytes())
+    if units == 1:
+        return False
+    reach = REACH * np.linalg.norm(np.linalg.inv(matrix), axis=0)  # fractional
+    parts = _parts(units)
+    # an atom's nearest image may be more than half a cell away, or there is too much to look at
+    if reach.max() >= 0.5 or len(parts) * len(numbers) ** 2 > MAX_PARTS:
+        return True
+    for group in groups:
+        atoms = frac[group]
+        away = atoms - atoms[:, None]
+        away -= np.rint(away)
+        if (np.abs(away) <= 2.0 * reach).all(axis=-1).sum() > len(group):
+            continue  # this kind can't rule out a part
+        away = away - parts[:, None, None]
+        away -= np.rint(away)
+        squared = ((away @ matrix) ** 2).sum(axis=-1)
+        parts = parts[(squared <= REACH**2).any(axis=-1).all(axis=-1)]
+        if not len(parts):
+            return False
+    return True
+
+
+@lru_cache(maxsize=64)
+def _parts(units: int) -> np.ndarray:
+    """(K, 3) fractional p-th parts of lattice vectors for each prime p in ``units``.
+
+    Of parts that are multiples of one another, up to lattice vectors, there is one.
+    """
+    primes = [p for p in range(2, units + 1) if units % p == 0 and all(p % q for q in range(2, p))]
+    return np.array(
+        [
+            (a / p, b / p, c / p)
+            for p in primes
+            for steps in (([1], range(p), range(p)), ([0], [1], range(p)), ([0], [0], [1]))
+            for a, b, c in product(*steps)
+        ]
+    )
+
+
 def _primitive(cells: Sequence[Cell]) -> list[Cell]:
     """What ``Structure.get_primitive_structure`` gives, without its objects for sites.
 
@@ -178,9 +236,7 @@ def _primitive(cells: Sequence[Cell]) -> list[Cell]:
     while len(rows := np.flatnonzero(depths)):  # pymatgen reduces once for each step
         bases = niggli(np.array([found[row][0] for row in rows]))
         for row, basis in zip(rows.tolist(), bases, strict=True):
-            matrix, numbers, frac = found[row]
-            frac = frac @ matrix @ np.linalg.inv(basis)
-            found[row] = basis, numbers, frac - np.floor(frac)
+            found[row] = _turned(found[row], basis)
         depths[rows] -= 1
         depths[rows[np.isnan(bases).any(axis=(1, 2))]] = 0
     return found
@@ -205,8 +261,6 @@ def _smaller(cell: Cell) -> Cell | None:
         away = shifts[:, None, None] - (atoms - atoms[:, None])
         away -= np.rint(away)
         shifts = shifts[(np.abs(away) <= 2.0 * tolerance).all(-1).any(-1).all(-1)]
-        if len(shifts) == 1 and tolerance.max() * units < 0.999:
-            return None  # only the shift by nothing, and no n-th part of an edge is nothing
     forms, inverses = _sublattices(units)
     away = inverses[:, :, None] - shifts
     away -= np.round(away)
