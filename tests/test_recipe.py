@@ -17,12 +17,11 @@ from pydantic import ValidationError
 from nucleate.config import Settings, dotted
 from nucleate.errors import InputError, RecipeError
 from nucleate.policies.condition import Condition
+from nucleate.readiness import check_bonus, check_limits
 from nucleate.recipe import (
     PPOSettings,
     Recipe,
     built_in_recipes,
-    check_bonus,
-    check_limits,
     describe,
     load_recipe,
     with_absolute_paths,
@@ -134,34 +133,6 @@ def test_cells_are_as_large_as_the_condition_allows_by_default() -> None:
     assert load_recipe("stability").condition.max_atoms == defaults["max_atoms"]
 
 
-@pytest.mark.parametrize(
-    ("term", "settings", "bonus", "earned"),
-    [
-        ("e_above_hull", {}, 0.8, True),
-        ("mine.py:energy", {"name": "e_above_hull"}, 0.8, True),
-        ("density", {}, 0.8, False),
-        ("density", {}, 0.0, True),
-    ],
-)
-def test_a_bonus_that_nothing_can_earn_is_refused(
-    term: str, settings: dict[str, Any], bonus: float, earned: bool
-) -> None:
-    shaping = {"type": "linear", "low": 0, "high": 20}
-    terms = [{"property": term, "settings": settings, "shaping": shaping}]
-    recipe = Recipe.model_validate(
-        {
-            "objective": {"terms": terms},
-            "algorithm": {"novelty_bonus": bonus},
-            "budget": {"steps": 1},
-        }
-    )
-    if earned:
-        check_bonus(recipe)
-    else:
-        with pytest.raises(RecipeError, match=r"novelty_bonus.*\n.*e_above_hull.*\n.*to 0"):
-            check_bonus(recipe)
-
-
 def test_paths_in_settings_are_those_of_the_working_directory_or_beside_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,13 +220,6 @@ def test_a_function_is_called_like_nothing_else_either(entry: dict, said: str) -
     terms = [{**entry, "shaping": {"type": "clip", "low": 0.0, "high": 1.0}}]
     with pytest.raises(ValidationError, match=said):
         Recipe.model_validate({"objective": {"terms": terms}})
-
-
-def test_a_limit_is_on_a_cost_class_or_a_property_of_the_objective() -> None:
-    check_limits(load_recipe("stability", ["budget.limits={dft: 5, e_above_hull: 9}"]))
-    with pytest.raises(RecipeError, match=r"'e_above_hul'.*\n.*'e_above_hull'"):
-        check_limits(load_recipe("stability", ["budget.limits.e_above_hul=9"]))
-    assert load_recipe("stability", ["budget={limits: {dft: 5}}"]).budget.limits == {"dft": 5}
 
 
 def test_every_field_has_a_description() -> None:

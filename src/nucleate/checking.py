@@ -19,7 +19,7 @@ from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.potentials import get_potential
 from nucleate.policies.checkpoint import load_policy, resolve
 from nucleate.properties.stability import EnergyAboveHull
-from nucleate.recipe import Recipe, check_bonus, check_limits, load_recipe
+from nucleate.recipe import Recipe, load_recipe
 from nucleate.screen.settings import TRAINING, NovelStage, RelaxedStage, StableStage
 from nucleate.structures.identity import ReferenceSet
 
@@ -123,12 +123,12 @@ def _ends(recipe: Recipe) -> str:
 
 
 def _bonus(recipe: Recipe) -> str:
-    check_bonus(recipe)
+    readiness.check_bonus(recipe)
     return f"{recipe.algorithm.novelty_bonus:g}"
 
 
 def _limits(recipe: Recipe) -> str:
-    check_limits(recipe)
+    readiness.check_limits(recipe)
     return ", ".join(f"{n:,} of {name}" for name, n in recipe.budget.limits.items()) or "none"
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from nucleate import plugins
-from nucleate.errors import InputError, MissingDependencyError, RecipeError
+from nucleate.errors import InputError, MissingDependencyError, RecipeError, did_you_mean
 from nucleate.objectives.settings import PropertySettings
 from nucleate.physics.hull import Hull
 from nucleate.physics.hull_card import SHIPPED as SHIPPED_HULLS
 from nucleate.physics.hull_card import locate
 from nucleate.policies.checkpoint import SHIPPED, resolve
-from nucleate.recipe import Recipe, check_bonus, check_limits, with_absolute_paths
-from nucleate.screen.settings import TRAINING, NovelStage, StableStage, Stage
+from nucleate.protocols import CostClass
+from nucleate.recipe import STABILITY, Recipe, with_absolute_paths
+from nucleate.screen.settings import TRAINING, NovelStage, RelaxedStage, StableStage, Stage
 from nucleate.store.cache import EvaluationCache
 
 
@@ -160,3 +161,41 @@ def _hull(name: str) -> str:
     """
     Hull.load(name)
     return name if name in SHIPPED_HULLS else str(locate(name).resolve())
+
+
+def check_bonus(recipe: Recipe) -> None:
+    """Check that the bonus for stable crystals of new formulas can be earned.
+
+    Raises:
+        RecipeError: there is one, and nothing says which crystals are stable.
+    """
+    bonus = recipe.algorithm.novelty_bonus
+    named = {entry.label for entry in recipe.objective.properties}
+    screened = recipe.screen.stage(StableStage) is not None
+    if bonus and not screened and STABILITY not in named:
+        raise RecipeError(
+            f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
+            "It is for stable crystals, and the objective has no term or filter called "
+            f"{STABILITY} and the screen no stage stable.",
+            f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
+        )
+
+
+def check_limits(recipe: Recipe) -> None:
+    """Check that each limit of the budget is on something that the objective evaluates.
+
+    Raises:
+        RecipeError: a limit on something else.
+    """
+    asking = (RelaxedStage, StableStage)
+    known = {cost.value for cost in CostClass}
+    known |= {stage.type for stage in recipe.screen.stages if isinstance(stage, asking)}
+    known |= {entry.label for entry in recipe.objective.properties}
+    if any(e.property == "predicted" and e.name is None for e in recipe.objective.properties):
+        return  # goes by the predictor's name
+    for name in recipe.budget.limits:
+        if name not in known:
+            raise RecipeError(
+                f"budget.limits: {name!r} is neither a cost class nor a property of the objective.",
+                fix=did_you_mean(name, known),
+            )

@@ -27,8 +27,7 @@ from nucleate.errors import InputError, RecipeError, did_you_mean
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.settings import ObjectiveSettings, PropertySettings, TermSettings
 from nucleate.objectives.shaping import Clip
-from nucleate.protocols import CostClass
-from nucleate.screen.settings import RelaxedStage, ScreenSettings, StableStage
+from nucleate.screen.settings import ScreenSettings
 from nucleate.structures.elements import RADIOACTIVE, allowed_elements
 
 STABILITY = "e_above_hull"
@@ -566,41 +565,3 @@ def check_properties(objective: ObjectiveSettings, source: str, base: Path = Pat
                 plugins.custom_path(entry.property, base, where)
             else:
                 plugins.check_settings("nucleate.properties", entry.property, entry.settings, where)
-
-
-def check_bonus(recipe: Recipe) -> None:
-    """Check that the bonus for stable crystals of new formulas can be earned.
-
-    Raises:
-        RecipeError: there is one, and nothing says which crystals are stable.
-    """
-    bonus = recipe.algorithm.novelty_bonus
-    named = {entry.label for entry in recipe.objective.properties}
-    screened = recipe.screen.stage(StableStage) is not None
-    if bonus and not screened and STABILITY not in named:
-        raise RecipeError(
-            f"algorithm.novelty_bonus is {bonus:g}, but no crystal can earn it.",
-            "It is for stable crystals, and the objective has no term or filter called "
-            f"{STABILITY} and the screen no stage stable.",
-            f"Set algorithm.novelty_bonus to 0, or add a term {STABILITY} to the objective.",
-        )
-
-
-def check_limits(recipe: Recipe) -> None:
-    """Check that each limit of the budget is on something that the objective evaluates.
-
-    Raises:
-        RecipeError: a limit on something else.
-    """
-    asking = (RelaxedStage, StableStage)
-    known = {cost.value for cost in CostClass}
-    known |= {stage.type for stage in recipe.screen.stages if isinstance(stage, asking)}
-    known |= {entry.label for entry in recipe.objective.properties}
-    if any(e.property == "predicted" and e.name is None for e in recipe.objective.properties):
-        return  # goes by the predictor's name
-    for name in recipe.budget.limits:
-        if name not in known:
-            raise RecipeError(
-                f"budget.limits: {name!r} is neither a cost class nor a property of the objective.",
-                fix=did_you_mean(name, known),
-            )
