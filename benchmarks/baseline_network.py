@@ -5,8 +5,9 @@ the 105 tokens from a new forward pass over all 105, and goes on to the end when
 stopped; it trains on the same padded rows. Size: Table S1, 4.8 million parameters.
 
 Where this differs from the original it is faster: float32 (the original samples in float64), fused
-causal attention (the original writes out all scores), and PyTorch in place of compiled JAX, which
-draws 0.1 crystals a second in float32 and trains on 2.3 on one core of a comparable machine.
+causal attention in sampling (the original writes out all scores), and PyTorch in place of compiled
+JAX, which draws 0.1 crystals a second in float32 and trains on 2.3 on one core of a comparable
+machine.
 """
 
 from __future__ import annotations
@@ -91,20 +92,19 @@ class PaddedTransformer(PublishedTransformer):
 
 
 def published_policies(
-    like: WyckoffBatch, condition: Condition, *, dropout: float = 0.1
+    like: WyckoffBatch, condition: Condition
 ) -> tuple[PublishedPolicy, PublishedPolicy]:
     """The package's policy over Table S1 and the padded one, with the same weights.
 
     The weights are random but for the bias of letters and stop, which is set so that crystals have
     as many sites as ``like``: random weights alone stop after one or two, which would flatter
-    whoever stops early. Attention has no dropout, as that would forbid the fused kernel.
+    whoever stops early.
 
     Args:
         like: crystals whose letters and numbers of sites are met.
         condition: what is drawn.
-        dropout: on the residual branches, while training.
     """
-    config = PublishedConfig(dropout=dropout, attention_dropout=0.0)
+    config = PublishedConfig()
     network = PublishedTransformer(config, torch.Generator().manual_seed(0))
     policy = PublishedPolicy(network.eval())
     present = np.bincount(like.wyckoff[like.wyckoff > 0], minlength=LETTERS)

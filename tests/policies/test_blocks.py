@@ -54,13 +54,22 @@ def test_attention_is_the_average_over_what_is_visible(dtype):
     )
 
 
+def test_derivatives_of_written_out_attention():
+    """In double precision, which takes the way of bfloat16."""
+    query, key, value = (drawn(2, 3, n, 4, seed=n).double().requires_grad_() for n in (4, 5, 5))
+    visible = torch.rand(2, 1, 4, 5, generator=generator(1)) < 0.6
+    visible[..., 0] = True
+    torch.autograd.gradcheck(lambda *x: attention(*x, visible), (query, key, value))
+    torch.autograd.gradcheck(attention, (query, key, value))
+
+
 def test_rotary_products_depend_on_the_difference_of_positions():
-    rotary = RotaryPositions(8, 20)
+    rotary = RotaryPositions(8, 1, 20)
     query, key = drawn(8, seed=1), drawn(8, seed=2)
 
     def product(at: int, to: int) -> float:
         one, two = (
-            rotate(x.expand(1, 1, 1, -1), rotary(torch.tensor([[position]])))
+            rotate(x.expand(1, 1, -1), rotary(torch.tensor([[position]])))
             for x, position in ((query, at), (key, to))
         )
         return float((one * two).sum())
@@ -69,17 +78,30 @@ def test_rotary_products_depend_on_the_difference_of_positions():
     assert product(4, 4) == pytest.approx(float(query @ key), abs=1e-4)
     assert abs(product(3, 1) - product(1, 3)) > 1e-2
     # positions of each crystal, or the same for all
-    x = drawn(2, 3, 4, 8)
+    x = drawn(2, 4, 3 * 8)
     own = rotary(torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]]))
     turned = rotate(x, own)
     assert torch.equal(turned[0], rotate(x, rotary(slice(0, 4)))[0])
-    assert torch.equal(turned[1], rotate(x.flip(2), rotary(slice(0, 4))).flip(2)[1])
+    assert torch.equal(turned[1], rotate(x.flip(1), rotary(slice(0, 4))).flip(1)[1])
+
+
+def test_every_head_is_rotated_as_complex_numbers_are():
+    """Halves of a head are real and imaginary parts; each pair turns at its own rate."""
+    x = drawn(2, 5, 3 * 4 * 6).double().requires_grad_()  # three numbers of size 6 for 4 heads
+    cos, sin = RotaryPositions(4 * 6, 4, 4)(slice(0, 5))
+    real, imaginary = x.view(2, 5, 12, 2, 3).unbind(3)
+    rate = 10000 ** (-torch.arange(3) / 3)
+    turn = torch.polar(torch.ones(5, 3), torch.arange(5)[:, None] * rate)
+    expected = torch.view_as_real(torch.complex(real, imaginary) * turn[:, None])
+    expected = expected.movedim(-1, 3).reshape(x.shape)
+    torch.testing.assert_close(rotate(x, (cos, sin)), expected, atol=1e-6, rtol=0)
+    torch.autograd.gradcheck(lambda y: rotate(y, (cos, sin)), x)
 
 
 def test_blocks_drop_out_in_training_only():
     torch.manual_seed(0)
     blocks = Blocks(2, 16, 2, 0.5)
-    rotary = RotaryPositions(8, 4)(slice(0, 4))
+    rotary = RotaryPositions(16, 2, 4)(slice(0, 4))
     x = drawn(3, 4, 16)
 
     def through() -> torch.Tensor:
@@ -152,8 +174,11 @@ def test_space_groups_are_described_by_system_centring_and_order():
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_dropout_leaves_the_mean_and_is_repeated_by_a_seed(share: float) -> None:
-    x = torch.ones(200, 300, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_leaves_the_mean_and_is_repeated_by_a_seed(
+    share: float, dtype: torch.dtype
+) -> None:
+    x = torch.ones(200, 300, dtype=dtype, requires_grad=True)
     torch.manual_seed(3)
     once = dropout(x, share, True)
     torch.manual_seed(3)
@@ -162,7 +187,8 @@ def test_dropout_leaves_the_mean_and_is_repeated_by_a_seed(share: float) -> None
     lost = (once == 0).double().mean()
     assert abs(float(lost) - share) < 0.01
     kept = once[once > 0]
-    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - share)), rtol=1e-4, atol=0)
+    precise = max(1e-4, torch.finfo(dtype).eps)
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - share)), rtol=precise, atol=0)
     once.sum().backward()
     torch.testing.assert_close(x.grad, once.detach())
     assert dropout(x, share, False) is x

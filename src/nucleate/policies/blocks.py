@@ -19,7 +19,8 @@ N_SPECIES = 119
 N_STABILITY_CLASSES = 5
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosine and sine of rotary positions, (..., P, size / 2), to be applied to (B, heads, P, size)."""
+"""Cosines, and sines with their signs, of rotary positions: (P, heads, 2, size / 2), or the same
+for each of B crystals. Written out for all heads, as few long rows are quicker than many short."""
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -79,20 +80,26 @@ def fourier(frac_coords: torch.Tensor, harmonics: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
 
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By their size in bytes."""
+
+
 def dropout(x: torch.Tensor, share: float, training: bool) -> torch.Tensor:
     """Set a share of the elements to 0 in training and scale up the rest.
 
     On a processor the random bits are numpy's, seeded by PyTorch's generator: sixteen for each
-    element instead of a number, three times as fast.
+    element instead of a number. They choose between 0 and the bits of the scale; converting truth
+    values to numbers would take PyTorch longer than all the rest.
     """
     if not training or share == 0 or x.device.type != "cpu":
         return F.dropout(x, share, training)
+    limit = round(share * 2**16)
+    scale = torch.tensor(2**16 / (2**16 - limit), dtype=x.dtype)
+    bits = scale.view(_INTEGERS[x.element_size()]).numpy()
     seed = int(torch.randint(2**62, ()))
     words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
-    bits = words.view(np.uint16)[: x.numel()]
-    limit = round(share * 2**16)
-    kept = torch.from_numpy(bits >= limit).view(x.shape).to(x.dtype)
-    return x * kept.mul_(2**16 / (2**16 - limit))
+    kept = (words.view(np.uint16)[: x.numel()] >= limit) * bits
+    return x * torch.from_numpy(kept).view(x.dtype).view(x.shape)
 
 
 def attention(
@@ -103,10 +110,10 @@ def attention(
 ) -> torch.Tensor:
     """Scaled dot-product attention over few positions.
 
-    The fused kernel is slow for bfloat16 on a CPU (2.8 times at seven positions), so there the
-    two products are written out. Where no derivative is asked for, single precision is summed in
-    double precision: results then don't depend on how many positions there are beside those that
-    a query sees, so that sampling, one position at a time, and scoring, all at once, agree.
+    The fused kernel is slow for bfloat16 on a CPU, so there the two products are written out. Where
+    no derivative is asked for, single precision is summed in double precision: results then don't
+    depend on how many positions there are beside those that a query sees, so that sampling, one
+    position at a time, and scoring, all at once, agree.
 
     Args:
         query: (B, heads, Q, size).
@@ -120,15 +127,54 @@ def attention(
         dtype = query.dtype if torch.is_grad_enabled() else torch.float64
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).float()
-    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    return scores.softmax(-1) @ value
+    hidden = None if visible is None else ~visible
+    return _Attention.apply(query, key, value, hidden)  # type: ignore[no-any-return]
+
+
+def _columns(rows: torch.Tensor) -> torch.Tensor:
+    """(..., K) to (K, N), along which PyTorch's softmax is ten times as fast if K is small."""
+    return rows.reshape(-1, rows.shape[-1]).t().contiguous()
+
+
+class _Attention(torch.autograd.Function):
+    """Attention written out, with first derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        hidden: torch.Tensor | None,
+    ) -> torch.Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        scores = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5)
+        if hidden is not None:
+            scores.masked_fill_(hidden, -torch.inf)
+        weights = _columns(scores).softmax(0)
+        ctx.save_for_backward(query, key, value, weights)
+        return weights.t().reshape(scores.shape) @ value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        to_weights = gradient @ value.transpose(-1, -2)
+        rows = weights.t().reshape(to_weights.shape)
+        to_value = rows.transpose(-1, -2) @ gradient
+        columns = torch.ops.aten._softmax_backward_data(
+            _columns(to_weights), weights, 0, weights.dtype
+        )
+        to_scores = columns.mul_(query.shape[-1] ** -0.5).t().reshape(to_weights.shape)
+        return to_scores @ key, to_scores.transpose(-1, -2) @ query, to_value, None
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+    halves = x.unflatten(-1, (-1, *cos.shape[-3:]))
+    swapped = torch.cat([halves[..., 1:, :], halves[..., :1, :]], -2)
+    turned = (halves * cos.unsqueeze(-4)).add_(swapped.mul_(sin.unsqueeze(-4)))
+    return turned.view(x.shape)
 
 
 class _Rotation(torch.autograd.Function):
@@ -147,7 +193,12 @@ class _Rotation(torch.autograd.Function):
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotary position embedding (Su et al. 2021), half-split pairs; has first derivatives only."""
+    """Rotary position embedding (Su et al. 2021), half-split pairs; has first derivatives only.
+
+    Args:
+        x: (B, P, K * heads * size), K numbers of each size for each head.
+        rotary: of its positions.
+    """
     cos, sin = rotary
     return _Rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-any-return]
 
@@ -158,18 +209,23 @@ class RotaryPositions(nn.Module):
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(self, size: int, most: int) -> None:
+    def __init__(self, width: int, heads: int, most: int) -> None:
         super().__init__()
-        half = size // 2
+        half = width // heads // 2
         angle = torch.arange(most + 1)[:, None] * 10000 ** (-torch.arange(half) / half)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        cos, sin = angle.cos(), angle.sin()
+        for name, pair in (("cos", (cos, cos)), ("sin", (-sin, sin))):
+            table = torch.stack(pair, 1).unsqueeze(1).repeat(1, heads, 1, 1)
+            self.register_buffer(name, table, persistent=False)
 
     def forward(self, position: torch.Tensor | slice) -> Rotary:
         """Of a slice of positions, or of (B, P) positions that differ between crystals."""
-        if isinstance(position, slice):
-            return self.cos[position], self.sin[position]
-        return self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)
+        return self.cos[position], self.sin[position]
+
+
+def by_head(x: torch.Tensor, heads: int, width: int) -> torch.Tensor:
+    """(B, P, K * width) to (K, B, heads, P, width / heads)."""
+    return x.view(*x.shape[:2], -1, heads, width // heads).permute(2, 0, 3, 1, 4)
 
 
 class Block(nn.Module):
@@ -187,11 +243,10 @@ class Block(nn.Module):
         self, x: torch.Tensor, rotary: Rotary
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, P, width) to three of (B, heads, P, width / heads), the first two rotated."""
-        n, length, _ = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(n, length, 3, self.heads, -1)
-        qkv = qkv.permute(2, 0, 3, 1, 4)
-        query, key = rotate(qkv[:2], rotary)
-        return query, key, qkv[2]
+        width = x.shape[-1]
+        turning, value = self.qkv(self.norm_attention(x)).split([2 * width, width], -1)
+        query, key = by_head(rotate(turning, rotary), self.heads, width)
+        return query, key, by_head(value, self.heads, width)[0]
 
     def add(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What the block makes of its input (B, P, width) and (B, heads, P, size) attended."""

@@ -25,6 +25,7 @@ from nucleate.policies.blocks import (
     CrystalEmbedding,
     RotaryPositions,
     attention,
+    by_head,
     dropout,
     fourier,
     initialise,
@@ -108,7 +109,7 @@ class GeometryTransformer(nn.Module):
         self.contact_input = Linear(size + CONTACT_FEATURES, 128)
         self.contact_to_width = Linear(128 + 1, width)
         self.scale_head = mlp(width, width, config.scale_components * 3)
-        self.rotary = RotaryPositions(width // config.heads, config.max_sites)
+        self.rotary = RotaryPositions(width, config.heads, config.max_sites)
         initialise(self, config.encoder_layers + config.decoder_layers)
         start_small(self.shape_head, self.scale_head)
 
@@ -135,10 +136,10 @@ class GeometryTransformer(nn.Module):
 
     def _memory(self, encoding: Encoding, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the protostructure for a layer of the decoder."""
-        n, length, _ = encoding.states.shape
-        both = self.memory[layer](encoding.states).view(n, length, 2, self.config.heads, -1)
-        key, value = both.permute(2, 0, 3, 1, 4)
-        return rotate(key, self.rotary(slice(0, length))), value
+        heads, width = self.config.heads, self.config.width
+        key, value = self.memory[layer](encoding.states).chunk(2, -1)
+        key = rotate(key, self.rotary(slice(0, encoding.states.shape[1])))
+        return by_head(key, heads, width)[0], by_head(value, heads, width)[0]
 
     # the decoder --------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ class SiteTransformer(nn.Module):
         self.letter_to_width = Linear(size, width)
         self.species_head = mlp(width, width, size)
         self.species_bias = nn.Parameter(torch.zeros(N_SPECIES))
-        self.rotary = RotaryPositions(width // config.heads, config.max_sites)
+        self.rotary = RotaryPositions(width, config.heads, config.max_sites)
         initialise(self, config.layers)
         nn.init.zeros_(self.letter_bias.weight)
         start_small(self.letter_query, self.species_head)
