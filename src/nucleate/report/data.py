@@ -72,6 +72,8 @@ class ReportCrystal:
         hull_support: competing phases that the main hull knows, None if not counted.
         formula: reduced formula; the structure's own if empty.
         reward: the objective's, NaN where it is not known.
+        step: of the run that found it, None for a judged sample.
+        relaxed: whether it is what the drawn crystal relaxed to.
         cif: CIF text; written from the structure if empty.
     """
 
@@ -84,6 +86,8 @@ class ReportCrystal:
     hull_support: int | None = None
     formula: str = ""
     reward: float = math.nan
+    step: int | None = None
+    relaxed: bool = False
     cif: str = ""
 
 
@@ -191,7 +195,7 @@ def report_crystal(
         name, _, label = str(key).partition("@")
         if name == "e_above_hull":
             energies[label or hull or "hull"] = _number(value)
-    support = _number(row.get("hull_support"))
+    support, step = _number(row.get("hull_support")), _number(row.get("step"))
     return ReportCrystal(
         structure=structure,
         space_group=int(row["space_group"]),
@@ -202,6 +206,8 @@ def report_crystal(
         hull_support=int(support) if math.isfinite(support) else None,
         formula=str(row.get("formula", "")),
         reward=_number(row.get("reward")),
+        step=int(step) if math.isfinite(step) else None,
+        relaxed=_truth(row.get("relaxed")),
         cif=cif,
     )
 
