@@ -533,7 +533,16 @@ def test_a_property_that_can_not_work_ends_a_run_before_it_begins(model, tmp_pat
         pytest.raises(NucleateError, match=r"'lost' failed on all 4(.|\n)*no table"),
     ):
         design.tune(recipe(model, tmp_path, **STABLE | {"objective": {"terms": [term]}}))
-    assert not (tmp_path / "dense" / "log.jsonl").exists()
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_property_that_can_not_be_made_leaves_no_folder(model, tmp_path, potential):
+    term = {"property": "price", "settings": {"table": "gone.csv"}}
+    term["shaping"] = {"type": "linear", "low": 0.0, "high": 1.0}
+    made: list[Path] = []
+    with pytest.raises(NucleateError, match=r"gone\.csv"):
+        design.tune(recipe(model, tmp_path, objective={"terms": [term]}), on_run=made.append)
+    assert made == [tmp_path / "dense"] and not made[0].exists()
 
 
 def test_a_recipe_that_a_run_cannot_use_is_told_by_its_key(tmp_path: Path) -> None:

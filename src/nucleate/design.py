@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.config import dotted
-from nucleate.errors import CheckpointError
+from nucleate.errors import CheckpointError, NucleateError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.best import RUN, best_of_run, select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
@@ -225,6 +225,10 @@ def tune(
 
     Returns:
         The run's folder, with the model, crystals, tables and report in it.
+
+    Raises:
+        NucleateError: what the recipe asks for can't work. No folder is left if that was found
+            before the first step.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -241,7 +245,11 @@ def tune(
     with run:
         if on_run is not None:
             on_run(run.path)
-        _tune(recipe, run, on_step, on_stage)
+        try:
+            _tune(recipe, run, on_step, on_stage)
+        except NucleateError:
+            run.discard_unused()
+            raise
     return run.path
 
 

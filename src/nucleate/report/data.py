@@ -65,6 +65,7 @@ class ReportCrystal:
     Attributes:
         structure: the crystal.
         space_group: number, 0 if unknown.
+        n_atoms: in the primitive cell.
         e_above_hull: eV/atom by hull label, the main hull first.
         new: no match in the training set.
         new_formula: formula absent from the training set.
@@ -79,6 +80,7 @@ class ReportCrystal:
 
     structure: Structure
     space_group: int
+    n_atoms: int
     e_above_hull: Mapping[str, float]
     new: bool = False
     new_formula: bool = False
@@ -199,6 +201,7 @@ def report_crystal(
     return ReportCrystal(
         structure=structure,
         space_group=int(row["space_group"]),
+        n_atoms=int(row["n_atoms"]),
         e_above_hull=energies,
         new=_truth(row.get("novel")),
         new_formula=_truth(row.get("stable_new_formula")) or _truth(row.get("new_formula")),

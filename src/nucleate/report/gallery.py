@@ -126,7 +126,7 @@ def _crystal_row(
         f"<td class='n' data-v='{i + 1}'>{i + 1}</td><td data-v=\"{escape(formula, quote=True)}\">"
         f"<b>{formula_html(formula)}</b></td><td data-v='{crystal.space_group}'>"
         f"{group_html(crystal.space_group)}</td>"
-        f"<td class='n'>{len(crystal.structure)}</td>{cells}<td>{new}</td>"
+        f"<td class='n'>{crystal.n_atoms}</td>{cells}<td>{new}</td>"
         f"<td class='n' data-v='{support}'>{support or DASH}</td>"
         f'<td><button class="link" data-show="{i}" aria-label="view '
         f'{escape(formula, quote=True)}">view</button></td>'
