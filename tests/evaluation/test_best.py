@@ -11,7 +11,7 @@ import pytest
 from ase.io import read
 from pymatgen.core import Lattice, Structure
 
-from nucleate.evaluation.best import best_of_run, select_best, write_best
+from nucleate.evaluation.best import Best, best_of_run, select_best, write_best
 from nucleate.evaluation.summary import Evaluation
 from nucleate.objectives.objective import Objective, Term
 from nucleate.objectives.shaping import Clip
@@ -158,6 +158,7 @@ def test_files_hold_what_was_judged(judged: Evaluation, tmp_path: Path) -> None:
     best = select_best([of_run, judged], 10)
     assert [row["set"] for row in best.rows] == ["run", *["base"] * (len(best) - 1)]
     best.rows[0]["reward"] = 0.25
+    write_best(Best(best.structures[::-1], best.rows[::-1]), tmp_path)  # of which nothing is left
     write_best(best, tmp_path)
     first, second = (next((tmp_path / "cif").glob(f"00{i}_*")).read_text() for i in (1, 2))
     assert first.startswith("# rank 1, reward 0.25, e_above_hull 0.05 eV/atom, step 12 of the run")
@@ -169,6 +170,7 @@ def test_files_hold_what_was_judged(judged: Evaluation, tmp_path: Path) -> None:
     assert table["formula"].tolist() == [row["formula"] for row in best.rows]
     assert table["step"].tolist() == ["12"] + [""] * (len(best) - 1)
     assert table["relaxed"].tolist() == [True] + [False] * (len(best) - 1)
+    assert {f"cif/{file.name}" for file in (tmp_path / "cif").iterdir()} == set(table["cif"])
     assert frames[0].info["step"] == 12 and "step" not in frames[1].info
     for name, structure in zip(table["cif"], best.structures, strict=True):
         written = Structure.from_file(tmp_path / name)

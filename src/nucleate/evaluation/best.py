@@ -148,7 +148,7 @@ def write_best(best: Best, directory: Path) -> None:
 
     All say the rank, with which the names of the CIF files begin, the reward where it is known, and
     the step of the run that found it. The table's ``cif`` column names the file; energies are in
-    eV/atom.
+    eV/atom. Ranked files that an earlier list has left are removed.
     """
     from nucleate.structures.writing import write_cifs, write_extxyz, write_table
 
@@ -163,6 +163,8 @@ def write_best(best: Best, directory: Path) -> None:
     ]
     write_extxyz(best.structures, directory / CRYSTALS_EXTXYZ, [_properties(r) for r in rows])
     write_table(rows, directory / CRYSTALS_CSV)
+    for left in set((directory / CIF_FOLDER).glob("[0-9][0-9][0-9]*_*.cif")) - set(paths):
+        left.unlink()
 
 
 def _said(row: Mapping[str, Any]) -> str:
