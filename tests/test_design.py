@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ase.io import read
 
 from made_up import MadeUpPotential
 from nucleate import design
@@ -23,6 +24,8 @@ from nucleate.store.rundir import RunDirectory
 from nucleate.structures.elements import SYMBOLS
 from nucleate.structures.formulas import FormulaIndex
 from tiny import condition, tiny_policy
+
+DALTON_PER_A3 = 1.66053907  # g/cm³
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def recipe(folder, runs, /, **sections) -> Recipe:
         "output": {"directory": str(runs), "best": 3, "tensorboard": False},
     }
     for name, section in sections.items():
-        values[name] = values[name] | section if isinstance(section, dict) else section
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     return Recipe.model_validate(values)
 
 
@@ -311,6 +314,63 @@ def test_the_best_crystals_are_those_of_the_highest_reward(model, tmp_path, pote
     assert text.startswith(f"# rank 1, reward {table['reward'][0]:.6g}")
 
 
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_the_best_crystals_are_those_of_the_whole_run_too(model, tmp_path, potential, relaxed):
+    term = {"property": "density", "shaping": {"type": "linear", "low": 0.0, "high": 20.0}}
+    sections = STABLE | {
+        "objective": {"terms": [term]},
+        "budget": {"batch_size": 16, "steps": 2},
+        "output": {"report": True, "best": 12},
+        "screen": {"stages": ["valid", *["relaxed"] * relaxed], "potential": "made up"},
+    }
+    said: list[str] = []
+    path = design.tune(recipe(model, tmp_path, **sections), on_stage=said.append)
+    table = pd.read_csv(path / "crystals" / "crystals.csv", keep_default_na=False)
+    assert set(table["set"]) == {"run", "tuned-0"} and table["e_above_hull"].ne("").all()
+    of_run = table[table["set"] == "run"].astype({"step": int})
+    assert set(of_run["step"]) <= {0, 1} and not of_run["formula"].duplicated().any()
+    assert (of_run["relaxed"] == relaxed).all()
+    assert not table["relaxed"][table["set"] != "run"].any()
+    manifest = json.loads((path / "manifest.json").read_text())
+    with RunDirectory.open(path, read_only=True) as run, run.store(read_only=True) as store:
+        rows = pd.DataFrame(store.crystals("density"))
+    good = rows[rows["status"] == "ok"].drop_duplicates("digest")
+    assert manifest["best"]["evaluated"] == len(good)
+    assert manifest["best"]["new_formulas"] == good["formula"].nunique() >= len(of_run)
+    assert manifest["best"]["samples"] == 16 and not manifest["best"]["stable"]
+    assert of_run["reward"].iloc[0] == good["reward"].max()
+    rows = rows.set_index(["step", "position"])
+    frames = read(path / "crystals" / "crystals.extxyz", ":")
+    for i, row in of_run.iterrows():  # the numbers are those of the crystal in the file
+        found = rows.loc[row["step"], row["sample"]]
+        assert (found["formula"], found["reward"]) == (row["formula"], row["reward"])
+        density = frames[i].get_masses().sum() / frames[i].get_volume() * DALTON_PER_A3
+        assert density == pytest.approx(found["density"], rel=1e-3)
+    assert f"best crystals: {len(of_run)} of the {len(good)} that the run evaluated" in said[-2]
+    assert f"Of the {len(table)} shown here the run found {len(of_run)}." in (
+        path / "report.html"
+    ).read_text(encoding="utf-8")
+    # a run that goes on after all was done chooses the same crystals
+    before = {file: file.read_bytes() for file in (path / "crystals").rglob("*.*")}
+    design.resume(path)
+    assert before == {file: file.read_bytes() for file in (path / "crystals").rglob("*.*")}
+
+
+def test_where_the_run_found_nothing_new_the_best_crystals_are_samples(
+    model, tmp_path, potential, monkeypatch
+):
+    class Everything(FormulaIndex):
+        def contains(self, keys):
+            return np.ones(len(keys), dtype=bool)
+
+    everything = Everything(np.array([1], dtype=np.uint64), "all")
+    monkeypatch.setattr(design, "training_formulas", lambda *_: everything)
+    path = design.tune(recipe(model, tmp_path, **STABLE))
+    assert json.loads((path / "manifest.json").read_text())["best"]["new_formulas"] == 0
+    table = pd.read_csv(path / "crystals" / "crystals.csv", keep_default_na=False)
+    assert set(table["set"]) == {"tuned-0"} and not table["novel"].any()
+
+
 def test_a_run_goes_on_only_with_the_properties_it_began_with(
     model, tmp_path, potential, monkeypatch
 ):
@@ -473,7 +533,16 @@ def test_a_property_that_can_not_work_ends_a_run_before_it_begins(model, tmp_pat
         pytest.raises(NucleateError, match=r"'lost' failed on all 4(.|\n)*no table"),
     ):
         design.tune(recipe(model, tmp_path, **STABLE | {"objective": {"terms": [term]}}))
-    assert not (tmp_path / "dense" / "log.jsonl").exists()
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_property_that_can_not_be_made_leaves_no_folder(model, tmp_path, potential):
+    term = {"property": "price", "settings": {"table": "gone.csv"}}
+    term["shaping"] = {"type": "linear", "low": 0.0, "high": 1.0}
+    made: list[Path] = []
+    with pytest.raises(NucleateError, match=r"gone\.csv"):
+        design.tune(recipe(model, tmp_path, objective={"terms": [term]}), on_run=made.append)
+    assert made == [tmp_path / "dense"] and not made[0].exists()
 
 
 def test_a_recipe_that_a_run_cannot_use_is_told_by_its_key(tmp_path: Path) -> None:

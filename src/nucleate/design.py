@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,17 @@ from pydantic import ValidationError
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.config import dotted
-from nucleate.errors import CheckpointError
+from nucleate.errors import CheckpointError, NucleateError
 from nucleate.evaluation import compare as comparison
-from nucleate.evaluation.best import select_best, write_best
+from nucleate.evaluation.best import RUN, best_of_run, select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
-from nucleate.evaluation.outcome import compare_outcomes, outcome, rewarded, write_front
+from nucleate.evaluation.outcome import (
+    as_scored,
+    compare_outcomes,
+    outcome,
+    rewarded,
+    write_front,
+)
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
@@ -58,6 +64,7 @@ from nucleate.report.page import build_report
 from nucleate.screen.screen import Screen
 from nucleate.screen.settings import StableStage
 from nucleate.store.cache import EvaluationCache
+from nucleate.store.packing import unpack_batch
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
 from nucleate.structures.validity import check_all
@@ -218,6 +225,10 @@ def tune(
 
     Returns:
         The run's folder, with the model, crystals, tables and report in it.
+
+    Raises:
+        NucleateError: what the recipe asks for can't work. No folder is left if that was found
+            before the first step.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -234,7 +245,11 @@ def tune(
     with run:
         if on_run is not None:
             on_run(run.path)
-        _tune(recipe, run, on_step, on_stage)
+        try:
+            _tune(recipe, run, on_step, on_stage)
+        except NucleateError:
+            run.discard_unused()
+            raise
     return run.path
 
 
@@ -378,7 +393,10 @@ def _tune(
         known.save(run.path / MODEL_FOLDER / FORMULAS)
         energies = Energies(judges[0], store, cache)
         drawn = objective.as_drawn()
-        _judge_both(recipe, run, (base, policy), judges, energies, known, drawn, say)
+        sets = _judge_both(recipe, run, (base, policy), judges, energies, known, drawn, say)
+        if objective.crystals:  # their digests are those of the crystals before the relaxation
+            energies = Energies(judges[0], cache=cache)
+        _write_best(recipe, run, objective, judges, energies, known, sets, say)
         if loop.front is not None:
             write_front(objective, run.path / CRYSTALS_FOLDER)
         drawn.close()
@@ -467,8 +485,12 @@ def _judge_both(
     known: KnownCrystals,
     objective: Objective,
     say: Callable[[str], None],
-) -> None:
-    """Base against tuned at equal sample count, and the best of the tuned model's crystals."""
+) -> list[Evaluation]:
+    """Base against tuned at equal sample count.
+
+    Returns:
+        The judged sets of the tuned model, with rewards where they are known.
+    """
     settings, held = recipe.evaluation, recipe.condition
     if settings.coordinate_temperature is not None:
         changed = {"coordinate_temperature": settings.coordinate_temperature}
@@ -508,8 +530,58 @@ def _judge_both(
             objective, outcomes["base"], outcomes["tuned"], tables
         )
     comparison.write_comparison(compared, folder)
-    asks = recipe.screen.stage(StableStage) is not None or STABILITY in objective.properties
-    sets = rewarded(objective, judges[0], evaluations["tuned"], outcomes["tuned"])
-    best = select_best(sets, recipe.output.best, stable=asks)
-    write_best(best, run.path / CRYSTALS_FOLDER)
     say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")
+    return rewarded(objective, judges[0], evaluations["tuned"], outcomes["tuned"])
+
+
+def _write_best(
+    recipe: Recipe,
+    run: RunDirectory,
+    objective: Objective,
+    judges: Sequence[EnergyAboveHull],
+    energies: Energies,
+    known: FormulaIndex,
+    samples: Sequence[Evaluation],
+    say: Callable[[str], None],
+) -> None:
+    """The best crystals of all that the run evaluated and of the judged samples, as files.
+
+    Those of the run are judged as the samples were, for the same columns. ``energies`` are those of
+    crystals as the objective was given them; ``samples`` are judged sets with rewards.
+    """
+    stability = STABILITY if STABILITY in objective.properties else ""
+    if not stability and recipe.screen.stage(StableStage) is not None:
+        stability = "stable"
+    limit, below = recipe.output.best, recipe.evaluation.stable_below
+    found = best_of_run(objective, known, limit, stability=stability, stable_below=below)
+    sets = list(samples)
+    if digests := found.table["digest"].tolist():
+        crystals = Samples(
+            unpack_batch(objective.store.tokens(digests)),
+            list(as_scored(objective, digests)),
+            [""] * len(digests),
+            found.table["log_prob"].to_numpy(),
+            digests,
+        )
+        judged = judge(
+            crystals,
+            judges[0],
+            hulls=judges[1:],
+            energies=energies,
+            reference=known,
+            name=RUN,
+            stable_below=below,
+        )
+        origin = {name: found.table[name].to_numpy() for name in ("sample", "step", "reward")}
+        relaxed = recipe.evaluation.relax or bool(objective.crystals)
+        sets.insert(0, replace(judged, table=judged.table.assign(**origin, relaxed=relaxed)))
+    best = select_best(sets, limit, stable=bool(stability))
+    write_best(best, run.path / CRYSTALS_FOLDER)
+    n = sum(len(evaluation.table) for evaluation in samples)
+    looked_at = {"evaluated": found.evaluated, "new_formulas": found.new, "samples": n}
+    run.update_manifest(best=looked_at | {"stable": bool(stability)})
+    of_run = sum(row["set"] == RUN for row in best.rows)
+    say(
+        f"best crystals: {of_run} of the {found.evaluated:,} that the run evaluated, "
+        f"{len(best) - of_run} of the {n:,} judged samples"
+    )

@@ -326,7 +326,7 @@ class OutputSettings(Settings):
         min_length=1,
     )
     checkpoint_every: int = option(5, description="between checkpoints", unit="steps", ge=1)
-    best: int = option(50, description="crystals written as CIF and extxyz", ge=0)
+    best: int = option(50, description="best crystals written as CIF and extxyz", ge=0)
     report: bool = option(True, description="write report.html")
     tensorboard: Literal["auto", True, False] = option(
         "auto", description="'auto': where the package is installed"

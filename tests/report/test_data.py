@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_run_read_back_is_the_run_in_memory(
         assert loaded.e_above_hull[side] == pytest.approx(values)
     assert len(loaded.crystals) == len(report_data.crystals)
     for read, kept in zip(loaded.crystals, report_data.crystals, strict=True):
-        assert read.formula == kept.formula
+        assert (read.formula, read.n_atoms) == (kept.formula, kept.n_atoms)
         assert read.e_above_hull == pytest.approx(kept.e_above_hull)
         assert (read.sun, read.new, read.hull_support) == (kept.sun, kept.new, kept.hull_support)
         composition = read.structure.composition
@@ -60,6 +61,24 @@ def test_sodium_nitride_is_no_missing_value(
     rows = [{**row, "formula": "NaN"} for row in best.rows[:2]]
     write_run(tmp_path / "run", report_data, (base, tuned, Best(best.structures[:2], rows)))
     assert [crystal.formula for crystal in load_run(tmp_path / "run").crystals] == ["NaN"] * 2
+
+
+def test_the_page_says_where_the_best_crystals_come_from(
+    tmp_path: Path, report_data: ReportData, judged: tuple[Evaluation, Evaluation, Best]
+) -> None:
+    base, tuned, best = judged
+    write_run(tmp_path / "old", report_data, judged)  # a release that looked at samples alone
+    page = build_report(tmp_path / "old").read_text(encoding="utf-8")
+    assert "Chosen from the judged samples of the tuned model." in page
+    assert "<button>found</button>" not in page
+    counts = {"evaluated": 30_000, "new_formulas": 1_234, "samples": 150, "stable": True}
+    data = replace(report_data, manifest={**report_data.manifest, "best": counts})
+    rows = [{**best.rows[0], "set": "run", "step": 7, "relaxed": True}, best.rows[1]]
+    write_run(tmp_path / "new", data, (base, tuned, Best(best.structures[:2], rows)))
+    page = build_report(tmp_path / "new").read_text(encoding="utf-8")
+    assert "30,000 crystals" in page and "1,234 formulas that are new and stable" in page
+    assert "150 judged samples" in page and "Of the 2 shown here the run found 1." in page
+    assert ">step 7, relaxed</td>" in page and ">sample</td>" in page
 
 
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:

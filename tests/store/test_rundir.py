@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nucleate.errors import CheckpointError, InputError, MissingDependencyError, StorageError
+from nucleate.store.experience import Evaluation
 from nucleate.store.filesystem import is_network_path
 from nucleate.store.rundir import RunDirectory
 
@@ -47,6 +48,20 @@ def test_names_are_not_taken_twice(tmp_path: Path) -> None:
     assert RunDirectory.create(tmp_path, "a", {}, unique=True).path.name == "a-2"
     with pytest.raises(InputError, match="name"):
         RunDirectory.create(tmp_path, "../b", {})
+
+
+def test_a_run_that_has_done_something_is_not_discarded(run: RunDirectory) -> None:
+    with run.store() as store:  # values of a trial, which no step is charged for
+        store.record(None, "key", {"a": Evaluation(1.0)}, name="x")
+    with RunDirectory.create(run.path.parent, "spent", {}) as spent, spent.store() as store:
+        store.record(0, "key", {"a": Evaluation(1.0)}, name="x")
+    with RunDirectory.create(run.path.parent, "noted", {}) as noted:
+        (noted.path / "notes.txt").write_text("mine")
+    for each in (run, spent, noted):
+        each.discard_unused()
+    assert not run.path.exists()
+    for each in (spent, noted):
+        assert len(RunDirectory.open(each.path).manifest()["resumed"]) == 1
 
 
 def test_one_writer_many_readers(run: RunDirectory) -> None:

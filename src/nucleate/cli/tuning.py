@@ -70,7 +70,7 @@ def tune(
                 progress.run_started(resume)
                 path = go_on(resume, on_step=progress.step, on_stage=progress.stage)
     except (KeyboardInterrupt, NucleateError):
-        if progress.path is not None:
+        if progress.path is not None and progress.path.is_dir():
             console.say(f"go on with: nucleate tune --resume {progress.path}")
         raise
     show_run(path)

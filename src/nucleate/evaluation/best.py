@@ -1,4 +1,4 @@
-"""The best crystals of a judged set: which they are, and as files."""
+"""The best crystals of a run and of judged sets: which they are, and as files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nucleate.protocols import Status
+
 if TYPE_CHECKING:
+    import pandas as pd
     from pymatgen.core import Structure
 
     from nucleate.evaluation.summary import Evaluation
+    from nucleate.objectives.objective import Objective
+    from nucleate.structures.formulas import FormulaIndex
 
 CRYSTALS_CSV = "crystals.csv"
 CRYSTALS_EXTXYZ = "crystals.extxyz"
 CIF_FOLDER = "cif"
+RUN = "run"
+"""Name of the set of crystals that come from the steps of a run."""
+DOUBTFUL_BELOW = -0.3
+"""eV/atom; so far below the hull the potential is the likelier explanation."""
+
+
+@dataclass(frozen=True)
+class BestOfRun:
+    """The best new crystals that a run has evaluated, and out of how many.
+
+    Attributes:
+        table: best first: ``digest``, ``step``, ``sample`` (its place in the step), ``log_prob``
+            (nats), ``reward`` by the objective, without a bonus.
+        evaluated: different crystals that have a reward.
+        new: formulas of those among them that are new and, where that is asked for, stable.
+    """
+
+    table: pd.DataFrame
+    evaluated: int
+    new: int
+
+
+def best_of_run(
+    objective: Objective,
+    known: FormulaIndex,
+    limit: int,
+    *,
+    stability: str = "",
+    stable_below: float = 0.1,
+) -> BestOfRun:
+    """The crystals of highest reward that a run has evaluated, of each new formula the best.
+
+    Nothing is evaluated or decoded for it: what the store holds decides.
+
+    Args:
+        objective: with the store of the run.
+        known: formulas of the training set.
+        limit: at most so many.
+        stability: what the store calls the energy above hull (eV/atom) that crystals have to be
+            stable by; it decides where rewards are equal. Empty where stability is not asked for.
+        stable_below: eV/atom.
+    """
+    import pandas as pd
+
+    from nucleate.store.packing import unpack_batch
+    from nucleate.structures.formulas import batch_keys
+
+    names = [*objective.properties, *filter(None, [stability])]
+    table = pd.DataFrame(objective.store.crystals(*dict.fromkeys(names)))
+    table = table[table["status"] == Status.OK.value].drop_duplicates("digest")
+    values = {name: table[name].to_numpy(dtype=float) for name in names}
+    table = table.assign(reward=objective.reward(values))
+    evaluated = len(table)
+    if stability:
+        table = table[(table[stability] < stable_below) & (table[stability] >= DOUBTFUL_BELOW)]
+    order = {"reward": False, **({stability: True} if stability else {})}
+    table = table.sort_values(list(order), ascending=list(order.values()), kind="stable")
+    table = table.drop_duplicates("formula")
+    drawn = unpack_batch(objective.store.tokens(table["digest"].tolist()))
+    table = table[~known.contains(batch_keys(drawn))]
+    table = table.rename(columns={"position": "sample"})
+    columns = ["digest", "step", "sample", "log_prob", "reward"]
+    return BestOfRun(table[columns].head(limit), evaluated, len(table))
 
 
 @dataclass(frozen=True)
@@ -35,13 +103,15 @@ def select_best(
     """The crystals to show, of all that were judged.
 
     First those that are new and, where that is asked for, stable, then other valid ones; within
-    each by the objective's reward, and where that is equal by energy above the main hull. Of equal
+    each by the objective's reward, and where that is equal by energy above the main hull. What is
+    below the hull by more than :data:`DOUBTFUL_BELOW` says does not count as stable here. Of equal
     crystals the first in this order is taken, and of its formula only the first counts as new.
 
     Args:
         evaluations: sets of crystals judged alike, such as one for each seed. Where the tables have
             a column ``reward``, only crystals with a reward are taken; where none has one, the
-            energy decides, and only crystals that have one are taken.
+            energy decides, and only crystals that have one are taken. Columns ``step`` and
+            ``relaxed`` are added to those that lack them: no step, and what the set says.
         limit: at most so many.
         stable: whether stability is asked for.
     """
@@ -49,13 +119,19 @@ def select_best(
 
     from nucleate.structures.identity import unique
 
-    tables = [evaluation.table.assign(set=evaluation.name) for evaluation in evaluations]
-    table = pd.concat(tables, ignore_index=True)
+    tables = []
+    for evaluation in evaluations:
+        relaxed = evaluation.summary["settings"]["relaxed"]
+        origin = {"set": evaluation.name, "step": math.nan, "relaxed": relaxed}
+        table = evaluation.table
+        tables.append(table.assign(**{k: v for k, v in origin.items() if k not in table}))
+    table = pd.concat([table.astype({"step": object}) for table in tables], ignore_index=True)
     structures = [structure for e in evaluations for structure in e.structures]
     if "reward" not in table or table["reward"].isna().all():
         table = table.assign(reward=math.nan)
     known = table["reward" if table["reward"].notna().any() else "e_above_hull"].notna()
-    passes = table["valid"] & table["novel"] & (table["stable"] | (not stable))
+    credible = table["stable"] & (table["e_above_hull"] >= DOUBTFUL_BELOW)
+    passes = table["valid"] & table["novel"] & (credible | (not stable))
     table = table.assign(passes=passes)[table["valid"] & known]
     order = ["passes", "reward", "e_above_hull"]
     table = table.sort_values(order, ascending=[False, False, True], kind="stable")
@@ -70,14 +146,16 @@ def select_best(
 def write_best(best: Best, directory: Path) -> None:
     """Write ``crystals.csv``, ``crystals.extxyz`` and one CIF each into ``cif/``.
 
-    All say the rank, with which the names of the CIF files begin, and the reward where it is known.
-    The table's ``cif`` column names the file; energies are in eV/atom.
+    All say the rank, with which the names of the CIF files begin, the reward where it is known, and
+    the step of the run that found it. The table's ``cif`` column names the file; energies are in
+    eV/atom. Ranked files that an earlier list has left are removed.
     """
     from nucleate.structures.writing import write_cifs, write_extxyz, write_table
 
     width = max(3, len(str(len(best))))
     names = [f"{i:0{width}d}_{row['formula']}" for i, row in enumerate(best.rows, 1)]
-    ranked = [{"rank": i, "reward": math.nan, **row} for i, row in enumerate(best.rows, 1)]
+    first = dict.fromkeys(("rank", "reward", "set", "step", "sample", "relaxed"), math.nan)
+    ranked = [{**first, **row, "rank": i} for i, row in enumerate(best.rows, 1)]
     said = [_said(row) for row in ranked]
     paths = write_cifs(best.structures, directory / CIF_FOLDER, names, comments=said)
     rows: list[Mapping[str, Any]] = [
@@ -85,18 +163,24 @@ def write_best(best: Best, directory: Path) -> None:
     ]
     write_extxyz(best.structures, directory / CRYSTALS_EXTXYZ, [_properties(r) for r in rows])
     write_table(rows, directory / CRYSTALS_CSV)
+    for left in set((directory / CIF_FOLDER).glob("[0-9][0-9][0-9]*_*.cif")) - set(paths):
+        left.unlink()
 
 
 def _said(row: Mapping[str, Any]) -> str:
-    """Rank, reward and energy above the main hull in a line, what is not known left out."""
-    told = (("reward", row["reward"], ""), ("e_above_hull", row["e_above_hull"], " eV/atom"))
+    """Rank, reward, energy above the main hull and origin in a line, what is not known left out."""
+    told = (
+        ("reward", row["reward"], ""),
+        ("e_above_hull", row["e_above_hull"], " eV/atom"),
+        ("step", row["step"], " of the run"),
+    )
     known = [f"{name} {x:.6g}{unit}" for name, x, unit in told if math.isfinite(x)]
     return ", ".join([f"rank {row['rank']}", *known])
 
 
 def _properties(row: Mapping[str, Any]) -> dict[str, Any]:
     """What an extended XYZ frame carries, units in the names."""
-    kept = {"rank": row["rank"], "reward": row["reward"]}
+    kept = {key: row[key] for key in ("rank", "reward", "set", "step", "relaxed")}
     kept |= {"formula": row["formula"], "space_group": int(row["space_group"])}
     for key, value in row.items():
         if key.startswith(("e_above_hull", "energy_per_atom")):

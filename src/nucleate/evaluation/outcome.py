@@ -24,6 +24,7 @@ from nucleate.structures.validity import check_all
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pymatgen.core import Structure
 
     from nucleate.design import Samples
     from nucleate.evaluation.summary import Evaluation
@@ -239,6 +240,24 @@ def _pareto(objective: Objective, ok: Mapping[str, pd.DataFrame]) -> dict[str, A
     return said
 
 
+def as_scored(objective: Objective, digests: Sequence[str]) -> list[Structure]:
+    """Crystals of a run as the objective was given them: relaxed ones where the run relaxed them.
+
+    Args:
+        objective: with the store of the run.
+        digests: of the crystals as drawn, each with a reward.
+    """
+    from nucleate.physics.cells import Cell, as_structure
+    from nucleate.store.packing import unpack_batch
+    from nucleate.structures.wyckoff import decode
+
+    if objective.crystals:
+        cells = objective.store.cells(objective.crystals, digests)
+        return [as_structure(Cell(*cells[digest])) for digest in digests]
+    drawn, _ = decode(unpack_batch(objective.store.tokens(digests)))
+    return [structure for structure in drawn if structure is not None]
+
+
 def write_front(objective: Objective, folder: Path) -> None:
     """Write the Pareto front of all crystals of a run: ``pareto.csv``, and CIFs in ``pareto/``.
 
@@ -250,10 +269,7 @@ def write_front(objective: Objective, folder: Path) -> None:
         objective: with the store of the run.
         folder: for both.
     """
-    from nucleate.physics.cells import Cell, as_structure
-    from nucleate.store.packing import unpack_batch
     from nucleate.structures.writing import column_name, write_cifs, write_table
-    from nucleate.structures.wyckoff import decode
 
     front = objective.front()
     if not len(front):
@@ -263,15 +279,12 @@ def write_front(objective: Objective, folder: Path) -> None:
     first = {digest: i for i, digest in reversed(list(enumerate(known["digest"].tolist())))}
     order = sorted(range(len(front)), key=lambda k: -front.scores[k, 0])
     digests = [front.names[k] for k in order]
-    drawn = [s for s in decode(unpack_batch(objective.store.tokens(digests)))[0] if s is not None]
-    width = max(3, len(str(len(drawn))))
+    width = max(3, len(str(len(digests))))
     rows = [first[digest] for digest in digests]
     names = [f"{n:0{width}d}_{known['formula'][row]}" for n, row in enumerate(rows, 1)]
-    files = {"cif": (FRONT_FOLDER, drawn)}
+    files = {"cif": (FRONT_FOLDER, as_scored(objective, digests))}
     if objective.crystals:
-        cells = objective.store.cells(objective.crystals, digests)
-        relaxed = [as_structure(Cell(*cells[digest])) for digest in digests]
-        files = {"cif": (FRONT_FOLDER, relaxed), "cif_as_drawn": (f"{FRONT_FOLDER}/drawn", drawn)}
+        files["cif_as_drawn"] = f"{FRONT_FOLDER}/drawn", as_scored(objective.as_drawn(), digests)
     columns = {name: name for name in ("formula", "space_group", "step", "reward")} | {
         name: column_name(name, prop.unit) for name, prop in objective.properties.items()
     }

@@ -65,6 +65,7 @@ class ReportCrystal:
     Attributes:
         structure: the crystal.
         space_group: number, 0 if unknown.
+        n_atoms: in the primitive cell.
         e_above_hull: eV/atom by hull label, the main hull first.
         new: no match in the training set.
         new_formula: formula absent from the training set.
@@ -72,11 +73,14 @@ class ReportCrystal:
         hull_support: competing phases that the main hull knows, None if not counted.
         formula: reduced formula; the structure's own if empty.
         reward: the objective's, NaN where it is not known.
+        step: of the run that found it, None for a judged sample.
+        relaxed: whether it is what the drawn crystal relaxed to.
         cif: CIF text; written from the structure if empty.
     """
 
     structure: Structure
     space_group: int
+    n_atoms: int
     e_above_hull: Mapping[str, float]
     new: bool = False
     new_formula: bool = False
@@ -84,6 +88,8 @@ class ReportCrystal:
     hull_support: int | None = None
     formula: str = ""
     reward: float = math.nan
+    step: int | None = None
+    relaxed: bool = False
     cif: str = ""
 
 
@@ -191,10 +197,11 @@ def report_crystal(
         name, _, label = str(key).partition("@")
         if name == "e_above_hull":
             energies[label or hull or "hull"] = _number(value)
-    support = _number(row.get("hull_support"))
+    support, step = _number(row.get("hull_support")), _number(row.get("step"))
     return ReportCrystal(
         structure=structure,
         space_group=int(row["space_group"]),
+        n_atoms=int(row["n_atoms"]),
         e_above_hull=energies,
         new=_truth(row.get("novel")),
         new_formula=_truth(row.get("stable_new_formula")) or _truth(row.get("new_formula")),
@@ -202,6 +209,8 @@ def report_crystal(
         hull_support=int(support) if math.isfinite(support) else None,
         formula=str(row.get("formula", "")),
         reward=_number(row.get("reward")),
+        step=int(step) if math.isfinite(step) else None,
+        relaxed=_truth(row.get("relaxed")),
         cif=cif,
     )
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from nucleate.evaluation.best import DOUBTFUL_BELOW
 from nucleate.report.data import ReportCrystal, ReportData
 from nucleate.report.wording import DASH, formula_html, group_html, signed
 
-DOUBTFUL_BELOW = -0.3  # eV/atom; so far below the hull the potential is the likelier explanation
 TILES = 8
 
 
@@ -29,8 +29,11 @@ def crystals(data: ReportData, cifs: Sequence[str], drawings: Sequence[Mapping[s
     rewarded = any(math.isfinite(c.reward) for c in data.crystals)
     if rewarded:
         heads = f"<th class='n'><button>reward</button></th>{heads}"
+    found = any(c.step is not None for c in data.crystals)
+    if found:
+        heads = f"<th><button>found</button></th>{heads}"
     rows = "".join(
-        _crystal_row(i, crystal, cif, labels, rewarded)
+        _crystal_row(i, crystal, cif, labels, rewarded, found)
         for i, (crystal, cif) in enumerate(zip(data.crystals, cifs, strict=True))
     )
     everything = _uri(extxyz(data.crystals), "chemical/x-xyz")
@@ -42,7 +45,7 @@ def crystals(data: ReportData, cifs: Sequence[str], drawings: Sequence[Mapping[s
         else ""
     )
     return (
-        f'<div class="gallery">{gallery}</div>'
+        f'<p>{_origin(data)}</p><div class="gallery">{gallery}</div>'
         '<p class="note">Drag or use the arrow keys to rotate, '
         "+ and - to zoom. Conventional cells; bonds up to 1.15 times the sum of covalent radii, "
         f'between metals none.</p><p><a class="button" download="crystals.extxyz" '
@@ -59,6 +62,22 @@ def crystals(data: ReportData, cifs: Sequence[str], drawings: Sequence[Mapping[s
         '<canvas class="cell" id="large-cell" tabindex="0" role="img" '
         'aria-label="unit cell, rotatable with the arrow keys"></canvas><p class="legend" '
         'id="large-legend"></p><button id="large-close" class="button">Close</button></dialog>'
+    )
+
+
+def _origin(data: ReportData) -> str:
+    """Out of how many crystals, and from where, these were chosen."""
+    of_run = sum(c.step is not None for c in data.crystals)
+    samples = "judged samples of the tuned model"
+    chosen = data.manifest.get("best")
+    if not isinstance(chosen, Mapping):  # of a release that looked at these alone
+        return f"Chosen from the {samples}."
+    kind = "new and stable" if chosen["stable"] else "new"
+    return (
+        f"Chosen from the {chosen['evaluated']:,} crystals with a reward that the run evaluated "
+        f"({chosen['new_formulas']:,} formulas that are {kind}, of each the best) and from "
+        f"{chosen['samples']:,} {samples}. Of the {len(data.crystals)} shown here the run found "
+        f"{of_run}."
     )
 
 
@@ -81,7 +100,7 @@ def _tile(i: int, crystal: ReportCrystal, drawn: Mapping[str, Any], labels: Sequ
 
 
 def _crystal_row(
-    i: int, crystal: ReportCrystal, cif: str, labels: Sequence[str], rewarded: bool
+    i: int, crystal: ReportCrystal, cif: str, labels: Sequence[str], rewarded: bool, found: bool
 ) -> str:
     formula = formula_of(crystal)
     values = [crystal.e_above_hull.get(label, math.nan) for label in labels]
@@ -92,6 +111,11 @@ def _crystal_row(
         reward = crystal.reward
         shown = f"{reward:.4g}" if math.isfinite(reward) else DASH
         cells = f"<td class='n' data-v='{reward if shown != DASH else ''}'>{shown}</td>{cells}"
+    if found:
+        place = "sample" if crystal.step is None else f"step {crystal.step}"
+        order = "" if crystal.step is None else crystal.step
+        told = f"{place}, relaxed" if crystal.relaxed else place
+        cells = f"<td data-v='{order}'>{told}</td>{cells}"
     new = "new formula" if crystal.new_formula else "new structure" if crystal.new else "known"
     if crystal.sun:
         new = f"{new}, S.U.N."
@@ -102,7 +126,7 @@ def _crystal_row(
         f"<td class='n' data-v='{i + 1}'>{i + 1}</td><td data-v=\"{escape(formula, quote=True)}\">"
         f"<b>{formula_html(formula)}</b></td><td data-v='{crystal.space_group}'>"
         f"{group_html(crystal.space_group)}</td>"
-        f"<td class='n'>{len(crystal.structure)}</td>{cells}<td>{new}</td>"
+        f"<td class='n'>{crystal.n_atoms}</td>{cells}<td>{new}</td>"
         f"<td class='n' data-v='{support}'>{support or DASH}</td>"
         f'<td><button class="link" data-show="{i}" aria-label="view '
         f'{escape(formula, quote=True)}">view</button></td>'

@@ -46,6 +46,7 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 STORE = "run.sqlite"
 LOG = "log.jsonl"
+LOCK = "lock"
 KEPT_CHECKPOINTS = 2
 _PACKAGES = ("torch", "numpy", "scipy", "pymatgen", "chgnet", "moyopy", "ase", "pydantic")
 
@@ -101,7 +102,7 @@ class RunDirectory:
                 f"{name!r} can't be the name of a run.", fix="Use one folder name without '/'."
             )
         path = _claim_folder(Path(root), name, unique)
-        run = cls(path, RunLock(path / "lock"))
+        run = cls(path, RunLock(path / LOCK))
         assert run.lock is not None
         run.lock.acquire()
         replace_file(
@@ -135,7 +136,7 @@ class RunDirectory:
                 f"It has no {MANIFEST}.",
                 "Name a folder below runs/.",
             )
-        run = cls(folder, None if read_only else RunLock(folder / "lock"))
+        run = cls(folder, None if read_only else RunLock(folder / LOCK))
         if run.lock is not None:
             run.lock.acquire()
             manifest = run.manifest()
@@ -150,6 +151,18 @@ class RunDirectory:
         self._tensorboard = None
         if self.lock is not None:
             self.lock.release()
+
+    def discard_unused(self) -> None:
+        """Close the run, and remove its folder if nothing has been spent or written in it yet."""
+        if {entry.name for entry in self.path.iterdir()} <= {MANIFEST, RECIPE, STORE, LOCK}:
+            with self.store() as store:
+                used = bool(store.spending()) or store.last_step() is not None
+            if not used:
+                for name in (STORE, RECIPE, MANIFEST):
+                    (self.path / name).unlink(missing_ok=True)
+                self.close()  # the lock goes last
+                self.path.rmdir()
+        self.close()
 
     def __enter__(self) -> Self:
         return self
