@@ -32,8 +32,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 from arguments import existing
-from nucleate.design import sample
 from nucleate.policies.checkpoint import load_policy
+from nucleate.samples import sample
 from nucleate.structures.identity import ReferenceSet, UniqueFilter, as_cells
 from nucleate.structures.io import iter_raw
 from nucleate.structures.parsing import parse_cell, to_structure

@@ -22,10 +22,10 @@ from collections.abc import Callable
 import torch
 
 from baseline_network import Cost, one_thread, published_policies, sample_plainly
-from nucleate.design import default_condition
 from nucleate.policies.checkpoint import load_policy
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.protocols import Rollout
+from nucleate.samples import default_condition
 
 TOLERANCE = 1e-3  # nats
 

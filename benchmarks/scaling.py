@@ -184,11 +184,12 @@ def simulate(workers: int, length: float, batch: int, steps: int, folder: Path) 
     import torch
 
     from nucleate.algorithms.loop import Loop
-    from nucleate.design import condition_from_recipe, training_formulas
+    from nucleate.design import training_formulas
     from nucleate.objectives.objective import Objective, Term
     from nucleate.objectives.shaping import Linear
     from nucleate.policies.checkpoint import load_policy, resolve
     from nucleate.recipe import load_recipe
+    from nucleate.samples import condition_from_recipe
     from nucleate.screen.screen import Screen
     from nucleate.store.rundir import RunDirectory
 

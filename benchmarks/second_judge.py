@@ -64,8 +64,8 @@ NEEDED = {"sample": ("tuned", "crystals"), "predict": ("models",), "compare": ("
 
 def _samples(name: str, model: str, seeds: Sequence[int], count: int, stability: Any) -> list[dict]:
     """Crystals of a model with CHGNet's energy above hull; those without one keep a reason."""
-    from nucleate.design import sample
     from nucleate.policies.checkpoint import load_policy
+    from nucleate.samples import sample
     from nucleate.structures.validity import check_all
 
     policy, rows = load_policy(model), []

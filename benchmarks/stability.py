@@ -15,11 +15,13 @@ import warnings
 from pathlib import Path
 
 from arguments import existing
-from nucleate.design import condition_from_recipe, judge, potential_pool, sample
+from nucleate.design import potential_pool
 from nucleate.evaluation import compare as comparison
+from nucleate.evaluation.judge import judge
 from nucleate.policies.checkpoint import load_policy
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.recipe import Recipe
+from nucleate.samples import condition_from_recipe, sample
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.identity import ReferenceSet
 

@@ -40,12 +40,12 @@ import torch
 from arguments import existing
 from baseline_network import ROWS, Cost, padded_to, published_policies
 from nucleate.allocator import keep_memory
-from nucleate.design import default_condition
 from nucleate.policies.checkpoint import build_policy, load_policy
 from nucleate.policies.condition import Condition
 from nucleate.policies.pretraining import Pretraining, PretrainingConfig
 from nucleate.policies.published_policy import PublishedPolicy
 from nucleate.policies.wyckoff import WyckoffPolicy
+from nucleate.samples import default_condition
 from nucleate.structures.io import read
 from nucleate.structures.wyckoff import WyckoffBatch, encode
 

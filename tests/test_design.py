@@ -12,7 +12,7 @@ import torch
 from ase.io import read
 
 from made_up import MadeUpPotential
-from nucleate import design
+from nucleate import design, results
 from nucleate.cli.tuning import show_run
 from nucleate.errors import CheckpointError, ConstraintError, InputError, NucleateError, RecipeError
 from nucleate.evaluation.best import select_best
@@ -20,10 +20,12 @@ from nucleate.execution.local import ProcessPool
 from nucleate.objectives.objective import Objective
 from nucleate.policies.checkpoint import WEIGHTS, load_policy, save_policy
 from nucleate.recipe import Recipe
+from nucleate.results import JUDGING_SEEDS
+from nucleate.samples import condition_from_recipe, sample
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.elements import SYMBOLS
 from nucleate.structures.formulas import FormulaIndex
-from tiny import condition, tiny_policy
+from tiny import tiny_policy
 
 DALTON_PER_A3 = 1.66053907  # g/cm³
 
@@ -105,27 +107,6 @@ def test_the_whole_job(model, tmp_path, capsys):
     assert (model / WEIGHTS).read_bytes() == weights
 
 
-def test_samples_keep_their_order_and_their_seed(model):
-    policy = load_policy(model)
-    held = condition(2, 62, 221, max_atoms=16)
-    one, two = (design.sample(policy, 30, held, seed=4) for _ in range(2))
-    assert len(one.structures) == len(one.reasons) == len(one.log_prob) == len(one.batch) == 30
-    assert [one.batch.digest(i) for i in range(30)] == [two.batch.digest(i) for i in range(30)]
-    for i, structure in enumerate(one.structures):
-        assert structure is not None
-        assert structure.composition.reduced_formula == one.batch.formula(i)
-    other = design.sample(policy, 30, held, seed=5)
-    assert other.batch.digest(0) != one.batch.digest(0)
-    chunked = design.sample(policy, design.SAMPLE_CHUNK + 7, held, seed=4)
-    assert len(chunked.structures) == design.SAMPLE_CHUNK + 7
-
-
-def test_the_default_condition_has_the_groups_of_the_data_and_nothing_radioactive():
-    held = design.default_condition(tiny_policy())
-    np.testing.assert_array_equal(np.flatnonzero(held.space_groups), [2, 62, 225])
-    assert not held.elements[[43, 61, 84, 92, 94]].any() and held.elements[[1, 26, 83]].all()
-
-
 def test_a_broken_model_is_refused_before_anything_is_made(model, tmp_path):
     broken = tmp_path / "broken"
     save_policy(tiny_policy(0), broken)
@@ -175,8 +156,8 @@ def formulas_of(model, seed: int, n: int = 16) -> list[str]:
     """What a model draws for the judge."""
     policy = load_policy(model)
     asked = recipe(model, "runs", **STABLE)
-    held = design.condition_from_recipe(asked, policy)
-    drawn = design.sample(policy, n, held, seed=design.JUDGING_SEEDS + seed)
+    held = condition_from_recipe(asked, policy)
+    drawn = sample(policy, n, held, seed=JUDGING_SEEDS + seed)
     return [drawn.batch.formula(i) for i in range(n)]
 
 
@@ -228,7 +209,7 @@ def test_files_that_settings_name_are_found_from_anywhere(model, tmp_path, monke
 def test_nothing_that_the_run_has_computed_is_computed_again(
     model, tmp_path, potential, monkeypatch
 ):
-    monkeypatch.setattr(design, "JUDGING_SEEDS", 0)  # the judge draws what tuning drew first
+    monkeypatch.setattr(results, "JUDGING_SEEDS", 0)  # the judge draws what tuning drew first
     asked: dict[str, int] = {}
     path = design.tune(
         recipe(model, tmp_path, **STABLE, seed=0),
@@ -282,7 +263,9 @@ def test_the_judge_relaxes_as_the_evaluation_says_whatever_the_objective_does(
 def test_the_best_crystals_are_those_of_all_seeds(model, tmp_path, potential, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        design, "select_best", lambda sets, *a, **k: seen.append(sets) or select_best(sets, *a, **k)
+        results,
+        "select_best",
+        lambda sets, *a, **k: seen.append(sets) or select_best(sets, *a, **k),
     )
     sections = STABLE | {
         "evaluation": STABLE["evaluation"] | {"seeds": [3, 4]},
@@ -450,20 +433,6 @@ def test_a_device_is_there_or_refused(monkeypatch, name, cuda, mps, found):
     else:
         with pytest.raises(RecipeError, match=f"{name}(.|\n)*{found}(.|\n)*device: auto"):
             design.find_device(name)
-
-
-def test_cells_are_no_larger_than_the_recipe_says(model):
-    policy = load_policy(model)
-    asked = Recipe.model_validate({"budget": {"steps": 1}, "condition": {"max_atoms": 6}})
-    held = design.condition_from_recipe(asked, policy)
-    assert held.max_atoms == 6
-    assert held.space_groups[2] > 0 and held.space_groups[225] > 0
-    sizes = [len(s) for s in design.sample(policy, 40, held, seed=1).structures if s]
-    assert len(sizes) == 40 and max(sizes) <= 6
-    # no crystal of group 62 has fewer than four atoms
-    tighter = asked.condition.model_copy(update={"max_atoms": 3})
-    held = design.condition_from_recipe(asked.model_copy(update={"condition": tighter}), policy)
-    np.testing.assert_array_equal(np.flatnonzero(held.space_groups), [2, 225])
 
 
 # several terms and filters ------------------------------------------------------------------

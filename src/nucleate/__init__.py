@@ -15,10 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nucleate.design import resume, sample, tune
+    from nucleate.design import resume, tune
     from nucleate.judging import evaluate
     from nucleate.policies.checkpoint import load_policy
     from nucleate.recipe import load_recipe
+    from nucleate.samples import sample
     from nucleate.scoring import score
     from nucleate.training import pretrain
 
@@ -41,7 +42,7 @@ _HOME = {
     "load_recipe": "nucleate.recipe",
     "pretrain": "nucleate.training",
     "resume": "nucleate.design",
-    "sample": "nucleate.design",
+    "sample": "nucleate.samples",
     "score": "nucleate.scoring",
     "tune": "nucleate.design",
 }

@@ -20,6 +20,7 @@ from nucleate.physics.potentials import get_potential
 from nucleate.policies.checkpoint import load_policy, resolve
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.recipe import Recipe, load_recipe
+from nucleate.samples import condition_from_recipe
 from nucleate.screen.settings import TRAINING, NovelStage, RelaxedStage, StableStage
 from nucleate.structures.identity import ReferenceSet
 
@@ -164,7 +165,7 @@ def _tensorboard(recipe: Recipe) -> str:
 
 def _condition(recipe: Recipe, policy: WyckoffPolicy) -> str:
     """Draws a few crystals under the condition."""
-    condition = design.condition_from_recipe(recipe, policy)
+    condition = condition_from_recipe(recipe, policy)
     valid = design.trial_crystals(recipe, policy)[0]
     groups, elements = (condition.space_groups > 0).sum(), condition.elements.sum()
     drawn = "valid crystals are drawn" if valid else "none of the crystals drawn is valid"

@@ -14,11 +14,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -26,138 +25,40 @@ from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.config import dotted
 from nucleate.errors import CheckpointError, NucleateError
-from nucleate.evaluation import compare as comparison
-from nucleate.evaluation.best import RUN, best_of_run, select_best, write_best
-from nucleate.evaluation.judge import Energies, hull_cards, judge
-from nucleate.evaluation.outcome import (
-    as_scored,
-    compare_outcomes,
-    outcome,
-    rewarded,
-    write_front,
-)
+from nucleate.evaluation.judge import Energies
+from nucleate.evaluation.outcome import write_front
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
 from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
 from nucleate.objectives.objective import Objective
-from nucleate.physics.hull import DEFAULT_HULL, Hull
 from nucleate.physics.potentials import get_potential
-from nucleate.policies.checkpoint import (
-    WEIGHTS,
-    load_policy,
-    resolve,
-    save_policy,
-    sha256,
-)
-from nucleate.policies.condition import Condition, smallest_cell
+from nucleate.policies.checkpoint import WEIGHTS, load_policy, resolve, save_policy, sha256
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import Potential
 from nucleate.readiness import checked, find_device
-from nucleate.recipe import (
-    STABILITY,
-    Recipe,
-    load_recipe,
-)
-from nucleate.report.data import CRYSTALS_FOLDER, EVALUATION_FOLDER
+from nucleate.recipe import Recipe, load_recipe
+from nucleate.report.data import CRYSTALS_FOLDER
 from nucleate.report.page import build_report
+from nucleate.results import judge_both, judges_of, write_best_crystals
+from nucleate.samples import condition_from_recipe, sample
 from nucleate.screen.screen import Screen
-from nucleate.screen.settings import StableStage
 from nucleate.store.cache import EvaluationCache
-from nucleate.store.packing import unpack_batch
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
 from nucleate.structures.validity import check_all
-from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 if TYPE_CHECKING:
-    import pandas as pd
     from pymatgen.core import Structure
 
-    from nucleate.evaluation.summary import Evaluation
-    from nucleate.evaluation.sun import KnownCrystals
     from nucleate.execution.cluster import ClusterPool
 
 FORMULAS = "formulas.npy"
 MODEL_FOLDER = "model"
 CLUSTER_FOLDER = "cluster"
-SAMPLE_CHUNK = 250
-JUDGING_SEEDS = 1_000_003
-"""Added to the seeds of judging, so that they are not those of tuning."""
 DRY_RUN_SEEDS = 2_000_003
-"""Added to the seed of the dry run, likewise."""
+"""Added to the seed of the dry run, so that its crystals are not those of tuning."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Crystals drawn from a policy, order kept.
-
-    Attributes:
-        batch: the tokens.
-        structures: primitive cells, None where decoding failed.
-        reasons: why it failed, empty where it did not.
-        log_prob: (B,) nats.
-        digests: content hashes; equal hashes mean equal crystals.
-    """
-
-    batch: WyckoffBatch
-    structures: list[Structure | None]
-    reasons: list[str]
-    log_prob: np.ndarray
-    digests: list[str]
-
-
-def sample(
-    policy: WyckoffPolicy, n: int, condition: Condition | None = None, *, seed: int = 0
-) -> Samples:
-    """Draw ``n`` crystals.
-
-    Args:
-        policy: see :func:`nucleate.policies.checkpoint.load_policy`.
-        n: how many.
-        condition: what is fixed; by default the space groups of the training data, no
-            radioactive elements and at most 20 atoms in the primitive cell.
-        seed: equal seeds give equal crystals.
-    """
-    condition = condition or default_condition(policy)
-    generator = torch.Generator().manual_seed(seed)
-    rollouts = [
-        policy.sample(min(SAMPLE_CHUNK, n - start), condition, generator)
-        for start in range(0, n, SAMPLE_CHUNK)
-    ]
-    batch = WyckoffBatch.concatenate([rollout.batch for rollout in rollouts])
-    structures, reasons = decode(batch)
-    log_prob = torch.cat([rollout.log_prob for rollout in rollouts]).numpy()
-    digests = [batch.digest(i) for i in range(n)]
-    return Samples(batch, structures, reasons, log_prob, digests)
-
-
-def default_condition(policy: WyckoffPolicy) -> Condition:
-    """Space groups of the training data, no radioactive elements."""
-    return condition_from_recipe(Recipe(), policy)
-
-
-def condition_from_recipe(recipe: Recipe, policy: WyckoffPolicy) -> Condition:
-    """What a recipe's ``condition`` section means for a policy."""
-    settings = recipe.condition
-    if settings.space_groups == "training":
-        fits = smallest_cell() <= settings.max_atoms
-        weights = np.where(fits, policy.training_space_groups(), 0.0)
-    else:
-        weights = np.zeros(231)
-        weights[list(settings.space_groups)] = 1.0
-    elements = np.zeros(119, dtype=bool)
-    elements[settings.elements.numbers()] = True
-    return Condition(
-        weights,
-        elements,
-        max_atoms=settings.max_atoms,
-        temperature=settings.temperature,
-        coordinate_temperature=settings.coordinate_temperature,
-        top_p=settings.top_p,
-    )
 
 
 def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
@@ -363,7 +264,7 @@ def _tune(
             f"screen: {name}": key for name, key in screen.keys.items()
         }
         _check_properties(run, keys)
-        judges = _judges(recipe, objective, screen, potential)
+        judges = judges_of(recipe, objective, screen, potential)
         loop = Loop(
             recipe, policy, prior, objective, screen, condition, known, run, on_step=on_step
         )
@@ -393,10 +294,10 @@ def _tune(
         known.save(run.path / MODEL_FOLDER / FORMULAS)
         energies = Energies(judges[0], store, cache)
         drawn = objective.as_drawn()
-        sets = _judge_both(recipe, run, (base, policy), judges, energies, known, drawn, say)
+        sets = judge_both(recipe, run, (base, policy), judges, energies, known, drawn, say)
         if objective.crystals:  # their digests are those of the crystals before the relaxation
             energies = Energies(judges[0], cache=cache)
-        _write_best(recipe, run, objective, judges, energies, known, sets, say)
+        write_best_crystals(recipe, run, objective, judges, energies, known, sets, say)
         if loop.front is not None:
             write_front(objective, run.path / CRYSTALS_FOLDER)
         drawn.close()
@@ -447,141 +348,3 @@ def _check_properties(run: RunDirectory, keys: Mapping[str, str]) -> None:
                 f"it was {before[name]}, and is {key}",
                 "restore the hull, potential, function or version of nucleate, or start a new run",
             )
-
-
-def _judges(
-    recipe: Recipe, objective: Objective, screen: Screen, potential: PooledPotential
-) -> list[EnergyAboveHull]:
-    """What judges the models: the objective's potential and hull first, then further hulls.
-
-    Where the objective has none, they are those of the screen, then the default ones.
-
-    Whether it relaxes is a setting of its own.
-    """
-    settings = recipe.evaluation
-    named = objective.properties.get(STABILITY)
-    measured = [named, *objective.properties.values(), screen.judge]
-    asked = next((p for p in measured if isinstance(p, EnergyAboveHull)), None)
-    hulls: list[Hull | str] = [asked.hull if asked else DEFAULT_HULL, *settings.hulls]
-    judges = [
-        EnergyAboveHull(
-            asked.potential if asked else potential,
-            hull,
-            relax=settings.relax,
-            correct=asked.correct if asked else False,
-        )
-        for hull in hulls
-    ]
-    hull_cards(judges)  # two hulls of one name are found before the work
-    return judges
-
-
-def _judge_both(
-    recipe: Recipe,
-    run: RunDirectory,
-    policies: tuple[WyckoffPolicy, WyckoffPolicy],
-    judges: Sequence[EnergyAboveHull],
-    energies: Energies,
-    known: KnownCrystals,
-    objective: Objective,
-    say: Callable[[str], None],
-) -> list[Evaluation]:
-    """Base against tuned at equal sample count.
-
-    Returns:
-        The judged sets of the tuned model, with rewards where they are known.
-    """
-    settings, held = recipe.evaluation, recipe.condition
-    if settings.coordinate_temperature is not None:
-        changed = {"coordinate_temperature": settings.coordinate_temperature}
-        held = held.model_copy(update=changed)
-    evaluations: dict[str, list[Evaluation]] = {"base": [], "tuned": []}
-    outcomes: dict[str, list[pd.DataFrame]] = {"base": [], "tuned": []}
-    wanted = min(settings.objective_samples, settings.samples)
-    if set(objective.properties) == {STABILITY} and not objective.filters:
-        wanted = 0
-    folder = run.path / EVALUATION_FOLDER
-    condition = condition_from_recipe(recipe.model_copy(update={"condition": held}), policies[0])
-    for seed in settings.seeds:
-        for name, policy in zip(("base", "tuned"), policies, strict=True):
-            say(f"judging {settings.samples} crystals of the {name} model, seed {seed}")
-            drawn = sample(policy, settings.samples, condition, seed=JUDGING_SEEDS + seed)
-            evaluation = judge(
-                drawn,
-                judges[0],
-                hulls=judges[1:],
-                energies=energies,
-                reference=known,
-                name=f"{name}-{seed}",
-                stable_below=settings.stable_below,
-                extra={"seed": seed, "condition": held.model_dump(mode="json")},
-            )
-            comparison.write_evaluation(evaluation, folder)
-            evaluations[name].append(evaluation)
-            if wanted:
-                say(f"the objective on {wanted} crystals of the {name} model, seed {seed}")
-                table = outcome(objective, drawn, wanted)
-                comparison.write_table(table, folder / f"objective-{name}-{seed}.csv")
-                outcomes[name].append(table)
-    compared = comparison.compare(evaluations["base"], evaluations["tuned"])
-    if wanted:
-        tables = [evaluation.table for evaluation in evaluations["tuned"]]
-        compared["objective"] = compare_outcomes(
-            objective, outcomes["base"], outcomes["tuned"], tables
-        )
-    comparison.write_comparison(compared, folder)
-    say(f"base against tuned: {folder / comparison.RESULTS_MARKDOWN}")
-    return rewarded(objective, judges[0], evaluations["tuned"], outcomes["tuned"])
-
-
-def _write_best(
-    recipe: Recipe,
-    run: RunDirectory,
-    objective: Objective,
-    judges: Sequence[EnergyAboveHull],
-    energies: Energies,
-    known: FormulaIndex,
-    samples: Sequence[Evaluation],
-    say: Callable[[str], None],
-) -> None:
-    """The best crystals of all that the run evaluated and of the judged samples, as files.
-
-    Those of the run are judged as the samples were, for the same columns. ``energies`` are those of
-    crystals as the objective was given them; ``samples`` are judged sets with rewards.
-    """
-    stability = STABILITY if STABILITY in objective.properties else ""
-    if not stability and recipe.screen.stage(StableStage) is not None:
-        stability = "stable"
-    limit, below = recipe.output.best, recipe.evaluation.stable_below
-    found = best_of_run(objective, known, limit, stability=stability, stable_below=below)
-    sets = list(samples)
-    if digests := found.table["digest"].tolist():
-        crystals = Samples(
-            unpack_batch(objective.store.tokens(digests)),
-            list(as_scored(objective, digests)),
-            [""] * len(digests),
-            found.table["log_prob"].to_numpy(),
-            digests,
-        )
-        judged = judge(
-            crystals,
-            judges[0],
-            hulls=judges[1:],
-            energies=energies,
-            reference=known,
-            name=RUN,
-            stable_below=below,
-        )
-        origin = {name: found.table[name].to_numpy() for name in ("sample", "step", "reward")}
-        relaxed = recipe.evaluation.relax or bool(objective.crystals)
-        sets.insert(0, replace(judged, table=judged.table.assign(**origin, relaxed=relaxed)))
-    best = select_best(sets, limit, stable=bool(stability))
-    write_best(best, run.path / CRYSTALS_FOLDER)
-    n = sum(len(evaluation.table) for evaluation in samples)
-    looked_at = {"evaluated": found.evaluated, "new_formulas": found.new, "samples": n}
-    run.update_manifest(best=looked_at | {"stable": bool(stability)})
-    of_run = sum(row["set"] == RUN for row in best.rows)
-    say(
-        f"best crystals: {of_run} of the {found.evaluated:,} that the run evaluated, "
-        f"{len(best) - of_run} of the {n:,} judged samples"
-    )

@@ -18,15 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nucleate.design import (
-    FORMULAS,
-    JUDGING_SEEDS,
-    Samples,
-    condition_from_recipe,
-    potential_pool,
-    sample,
-    training_formulas,
-)
+from nucleate.design import FORMULAS, potential_pool, training_formulas
 from nucleate.errors import InputError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.judge import Energies, hull_cards, judge
@@ -36,6 +28,8 @@ from nucleate.models import model_folder, names_model
 from nucleate.policies.checkpoint import load_policy
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.recipe import ConditionSettings, Recipe
+from nucleate.results import JUDGING_SEEDS
+from nucleate.samples import Samples, condition_from_recipe, sample
 from nucleate.scoring import read_all
 from nucleate.store.cache import EvaluationCache
 from nucleate.structures.identity import ReferenceSet

@@ -1,19 +1,96 @@
-"""Sampled crystals into files that other programs read."""
+"""Crystals drawn from a policy, and as files that other programs read."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from nucleate.errors import InputError
+from nucleate.policies.condition import Condition, smallest_cell
+from nucleate.policies.wyckoff import WyckoffPolicy
+from nucleate.recipe import Recipe
 from nucleate.structures.writing import cif_text, write_cifs, write_extxyz, write_table
+from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 if TYPE_CHECKING:
-    from nucleate.design import Samples
+    from pymatgen.core import Structure
 
+SAMPLE_CHUNK = 250
 TABLES = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Crystals drawn from a policy, order kept.
+
+    Attributes:
+        batch: the tokens.
+        structures: primitive cells, None where decoding failed.
+        reasons: why it failed, empty where it did not.
+        log_prob: (B,) nats.
+        digests: content hashes; equal hashes mean equal crystals.
+    """
+
+    batch: WyckoffBatch
+    structures: list[Structure | None]
+    reasons: list[str]
+    log_prob: np.ndarray
+    digests: list[str]
+
+
+def sample(
+    policy: WyckoffPolicy, n: int, condition: Condition | None = None, *, seed: int = 0
+) -> Samples:
+    """Draw ``n`` crystals.
+
+    Args:
+        policy: see :func:`nucleate.policies.checkpoint.load_policy`.
+        n: how many.
+        condition: what is fixed; by default the space groups of the training data, no
+            radioactive elements and at most 20 atoms in the primitive cell.
+        seed: equal seeds give equal crystals.
+    """
+    condition = condition or default_condition(policy)
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = [
+        policy.sample(min(SAMPLE_CHUNK, n - start), condition, generator)
+        for start in range(0, n, SAMPLE_CHUNK)
+    ]
+    batch = WyckoffBatch.concatenate([rollout.batch for rollout in rollouts])
+    structures, reasons = decode(batch)
+    log_prob = torch.cat([rollout.log_prob for rollout in rollouts]).numpy()
+    digests = [batch.digest(i) for i in range(n)]
+    return Samples(batch, structures, reasons, log_prob, digests)
+
+
+def default_condition(policy: WyckoffPolicy) -> Condition:
+    """Space groups of the training data, no radioactive elements."""
+    return condition_from_recipe(Recipe(), policy)
+
+
+def condition_from_recipe(recipe: Recipe, policy: WyckoffPolicy) -> Condition:
+    """What a recipe's ``condition`` section means for a policy."""
+    settings = recipe.condition
+    if settings.space_groups == "training":
+        fits = smallest_cell() <= settings.max_atoms
+        weights = np.where(fits, policy.training_space_groups(), 0.0)
+    else:
+        weights = np.zeros(231)
+        weights[list(settings.space_groups)] = 1.0
+    elements = np.zeros(119, dtype=bool)
+    elements[settings.elements.numbers()] = True
+    return Condition(
+        weights,
+        elements,
+        max_atoms=settings.max_atoms,
+        temperature=settings.temperature,
+        coordinate_temperature=settings.coordinate_temperature,
+        top_p=settings.top_p,
+    )
 
 
 def check_output(path: str | Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from made_up import VOLUME, MadeUpPotential
-from nucleate.design import Samples
 from nucleate.errors import RecipeError
 from nucleate.evaluation.judge import Energies, hull_cards, judge
 from nucleate.physics.hull import Hull
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.protocols import Status
+from nucleate.samples import Samples
 from nucleate.store.experience import Evaluation, ExperienceStore
 from nucleate.structures.wyckoff import encode
 

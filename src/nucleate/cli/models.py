@@ -55,10 +55,10 @@ def sample(
 
     if out is not None:
         check_output(out)
-    from nucleate.design import condition_from_recipe
-    from nucleate.design import sample as draw
     from nucleate.models import model_folder
     from nucleate.policies.checkpoint import load_policy
+    from nucleate.samples import condition_from_recipe
+    from nucleate.samples import sample as draw
 
     policy = load_policy(model_folder(model))
     held = condition_from_recipe(settings, policy)

@@ -21,8 +21,8 @@ from nucleate.structures.validity import check_all
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from nucleate.design import Samples
     from nucleate.properties.stability import EnergyAboveHull, EnergyResult
+    from nucleate.samples import Samples
     from nucleate.store.experience import Evaluation as CacheEntry
     from nucleate.store.experience import ExperienceStore
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from pymatgen.core import Structure
 
-    from nucleate.design import Samples
     from nucleate.evaluation.summary import Evaluation
     from nucleate.objectives.objective import Objective
     from nucleate.properties.stability import EnergyAboveHull
+    from nucleate.samples import Samples
 
 CHUNK = 64
 """Crystals whose values are recorded together."""
