@@ -24,6 +24,10 @@ BAD_CIFS = {
         NACL.replace("Cl4 Cl 0.5 0.5 0.5 1", "Cl4 Cl 0.0001 0 0 1"),
         "two atoms on one spot",
     ),
+    "exactly_on_one_spot": (
+        NACL.replace("Cl4 Cl 0.5 0.5 0.5 1", "Cl4 Cl 0 0 0 1"),
+        "two atoms on one spot: occupancies add up to 2.0",
+    ),
     "no_atoms": ("data_x\n_cell_length_a 5\n", "lists no atoms"),
 }
 
@@ -89,6 +93,14 @@ def test_data_of_which_nothing_is_left(nucleate: Run, tmp_path: Path, nacl: Path
     outcome = nucleate("data", "prepare", nacl, "prepared", "--exclude", "Cl")
     assert outcome.code == 3
     names(outcome.err, "nacl.cif", "exclude_elements")
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_only_filters_are_said_to_be_loosened(nucleate: Run, tmp_path: Path) -> None:
+    (tmp_path / "mixed.cif").write_text(BAD_CIFS["disordered"][0])
+    outcome = nucleate("data", "prepare", "mixed.cif", "prepared")
+    assert outcome.code == 3
+    names(outcome.err, "mixed.cif", "disordered", "Correct the crystals")
     assert not (tmp_path / "prepared").exists()
 
 

@@ -121,7 +121,7 @@ def defect(source: str, reason: str) -> InputError:
     }
     kind = reason.split(":")[0]
     fix = remedies.get(kind, "Correct the file; pymatgen or VESTA show what they make of it.")
-    return InputError(f"{source} can't be read as a crystal.", f"{reason}.", fix)
+    return InputError(f"{source} can't be read as a crystal.", f"{reason.rstrip('.')}.", fix)
 
 
 # --------------------------------------------------------------------------------- walking

@@ -91,6 +91,9 @@ def parse_cell(raw: RawRecord, contacts: bool = True) -> tuple[Cell | None, str]
         known = text.startswith(
             ("disordered", "no chemical", "no crystal", "no element", "no lattice")
         )
+        crowded = re.search(r"Occupancy ([\d.]+\d) exceeded", text)
+        if crowded:
+            return None, f"two atoms on one spot: occupancies add up to {crowded[1]}"
         if "occupanc" in text and not known:
             return None, f"disordered: {text}"
         return None, text if known else f"broken {raw.kind}: {text}"

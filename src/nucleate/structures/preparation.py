@@ -155,7 +155,9 @@ def _nothing_left(source: str, writer: _Writer) -> InputError:
     counts = ", ".join(f"{n} {kind}" for kind, n in writer.skipped.most_common(5))
     example = "; ".join(f"{name}: {reason}" for name, reason in writer.examples[:3])
     why = f"{writer.n_read} crystals read, none kept ({counts}). {example}"
-    return InputError(f"{source} leaves no crystal to prepare.", why, "Loosen the filters.")
+    filtered = any(kind.startswith("filter ") for kind in writer.skipped)
+    fix = "Loosen the filters." if filtered else "Correct the crystals that the reasons name."
+    return InputError(f"{source} leaves no crystal to prepare.", f"{why}.", fix)
 
 
 def _nothing_labelled(source: str, writer: _Writer, labels: LabelTable) -> InputError:
