@@ -116,6 +116,15 @@ def test_nothing_is_half_written(folder, monkeypatch):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_who_may_read_a_policy_is_for_the_umask_to_say(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_policy(tiny_policy(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o640"}
+
+
 def test_a_full_disk_leaves_the_old_policy(folder):
     """A limit on the size of files stands in for the disk."""
     script = f"""

@@ -305,6 +305,20 @@ def test_full_disk_is_a_storage_error(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_fills_up_leaves_no_part_of_a_folder(tmp_path, monkeypatch):
+    synced = []
+
+    def full(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="3_TiO2"):
+        write_cifs([rutile()] * 4, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_given_crystals_all_read(shared):
     parsed = [parse_cell(raw)[1] for raw in iter_raw(shared / "data/crystals/test.parquet")]
     assert len(parsed) == 4325 and not any(parsed)

@@ -19,6 +19,7 @@ from nucleate.policies.published import PublishedConfig, PublishedTransformer
 from nucleate.policies.published_policy import PublishedPolicy
 from nucleate.policies.site_transformer import SiteTransformer, SiteTransformerConfig
 from nucleate.policies.wyckoff import WyckoffPolicy
+from nucleate.structures.writing import follow_umask
 
 FORMAT = "nucleate-policy-1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -39,6 +40,7 @@ def write_atomic(path: Path, write: object) -> None:
         write(temporary)  # type: ignore[operator]
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
+        follow_umask(temporary)  # safetensors makes files that nobody else may read
         temporary.replace(path)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ S1's unless given.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass, fields
@@ -21,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from nucleate.errors import CheckpointError, InputError, RecipeError, StorageError, did_you_mean
-from nucleate.policies.checkpoint import CARD, FORMAT, WEIGHTS, sha256
+from nucleate.policies.checkpoint import save_policy
 from nucleate.policies.haiku_pickle import Parameters, read_parameters
 from nucleate.policies.published import (
     LATTICE_NUMBERS,
@@ -34,6 +32,7 @@ from nucleate.policies.published import (
     PublishedConfig,
     PublishedTransformer,
 )
+from nucleate.policies.published_policy import PublishedPolicy
 
 NOT_IN_SHAPES = ("n_max", "key_size", "coordinate_components", "dropout", "attention_dropout")
 SOURCE = "CrystalFormer, https://github.com/deepmodeling/CrystalFormer"
@@ -273,24 +272,13 @@ def _write(out_dir: Path, network: PublishedTransformer, metadata: dict[str, Any
         workplace = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
         try:
             folder = workplace / out_dir.name
-            folder.mkdir()
-            weights = {name: t.contiguous() for name, t in network.state_dict().items()}
-            save_file(weights, folder / WEIGHTS)
-            card = {
-                "format": FORMAT,
-                "network": network.config.network,
-                "config": network.config.to_dict(),
-                "weights_sha256": sha256(folder / WEIGHTS),
-                "metadata": metadata,
-            }
-            text = json.dumps(card, indent=1, sort_keys=True)
-            (folder / CARD).write_text(text + "\n", encoding="utf-8")
+            save_policy(PublishedPolicy(network, metadata), folder)
             folder.replace(out_dir)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise StorageError(
             f"{out_dir} can't be written.",
-            str(error.strerror),
+            error.why if isinstance(error, StorageError) else f"{error.strerror}.",
             "Free some space, or name a folder that you may write to.",
         ) from error

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nucleate.errors import InputError, NucleateError, StorageError
+from nucleate.errors import InputError, NucleateError, StorageError, cause
 from nucleate.structures.datasets import CRYSTAL_ARRAYS, FORMAT, SITE_ARRAYS
 from nucleate.structures.formulas import composition_key
 from nucleate.structures.io import iter_raw, source_files
@@ -143,7 +143,7 @@ def prepare(
     except OSError as error:
         raise StorageError(
             f"{out} can't be written.",
-            str(error),
+            cause(error),
             "Free some space, or choose a folder that you may write to.",
         ) from error
     finally:

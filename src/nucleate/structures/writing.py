@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleate.errors import InputError, StorageError
+from nucleate.errors import InputError, StorageError, cause
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -49,19 +49,24 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        follow_umask(temporary)
         temporary.replace(path)
     except OSError as error:
         raise StorageError(
             f"{path} can't be written.",
-            str(error),
+            cause(error),
             "Free some space, or choose a folder that you may write to.",
         ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions of a newly made one, where a library has set narrower ones."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def cif_text(structure: Structure, symprec: float | None = 0.01) -> str:
@@ -102,7 +107,7 @@ def write_cifs(
     symprec: float | None = 0.01,
     comments: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Each crystal as a CIF of its own.
+    """Each crystal as a CIF of its own, and none where one of them can't be written.
 
     Args:
         structures: N crystals.
@@ -124,8 +129,13 @@ def write_cifs(
     if len(set(paths)) < len(paths):
         raise ValueError("file names of crystals must differ")
     said = [""] * len(paths) if comments is None else comments
-    for structure, path, comment in zip(structures, paths, said, strict=True):
-        write_cif(structure, path, symprec, comment)
+    for index, (structure, path, comment) in enumerate(zip(structures, paths, said, strict=True)):
+        try:
+            write_cif(structure, path, symprec, comment)
+        except StorageError:
+            for written in paths[:index]:
+                written.unlink(missing_ok=True)
+            raise
     return paths
 
 
