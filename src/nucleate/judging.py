@@ -34,6 +34,7 @@ from nucleate.scoring import read_all
 from nucleate.store.cache import EvaluationCache
 from nucleate.structures.identity import ReferenceSet
 from nucleate.structures.parsing import cell_digest, to_cell
+from nucleate.structures.writing import check_place
 from nucleate.structures.wyckoff import encode
 
 DEFAULT_HULLS = ("mp2020", "chgnet")
@@ -99,6 +100,7 @@ def evaluate(
         InputError: nothing to judge, no seed or one twice, or no such hull or reference.
         RecipeError: two different hulls of one name, or a potential on another scale.
         CheckpointError: a model that can't be read.
+        StorageError: ``out`` can't be written.
     """
     say = on_stage or (lambda line: None)
     sources = [source] if isinstance(source, (str, Path)) else list(source)
@@ -110,6 +112,8 @@ def evaluate(
             "Each gives one set of samples, and equal seeds equal ones.",
             "Name different seeds, such as 1,2,3.",
         )
+    if out is not None:
+        check_place(out)
     model = sources[0] if len(sources) == 1 and names_model(sources[0]) else None
     condition = condition or ConditionSettings()
     named = model if model is not None else against

@@ -13,7 +13,13 @@ from nucleate.errors import InputError
 from nucleate.policies.condition import Condition, smallest_cell
 from nucleate.policies.wyckoff import WyckoffPolicy
 from nucleate.recipe import Recipe
-from nucleate.structures.writing import cif_text, write_cifs, write_extxyz, write_table
+from nucleate.structures.writing import (
+    check_place,
+    cif_text,
+    write_cifs,
+    write_extxyz,
+    write_table,
+)
 from nucleate.structures.wyckoff import WyckoffBatch, decode
 
 if TYPE_CHECKING:
@@ -94,10 +100,11 @@ def condition_from_recipe(recipe: Recipe, policy: WyckoffPolicy) -> Condition:
 
 
 def check_output(path: str | Path) -> None:
-    """Refuse a kind of file that is not written, before anything is sampled.
+    """Refuse a kind of file that is not written, and a place, before anything is sampled.
 
     Raises:
         InputError: an extension other than .csv, .jsonl and .extxyz, or a folder in use.
+        StorageError: a place where nothing can be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -113,6 +120,7 @@ def check_output(path: str | Path) -> None:
             "The new ones would lie among them.",
             "Name another folder.",
         )
+    check_place(path)
 
 
 def rows_of(samples: Samples) -> list[dict[str, Any]]:

@@ -96,6 +96,22 @@ def test_data_of_which_nothing_is_left(nucleate: Run, tmp_path: Path, nacl: Path
     assert not (tmp_path / "prepared").exists()
 
 
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    nucleate: Run, tmp_path: Path, nacl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works(*_: object, **__: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("nucleate.scoring.score", works)
+    monkeypatch.setattr("nucleate.design.sample", works)
+    monkeypatch.setattr("nucleate.judging.judge", works)
+    (tmp_path / "file").write_text("mine")
+    for arguments in (("score", nacl), ("sample", "base"), ("evaluate", nacl)):
+        outcome = nucleate(*arguments, "--out", "file/table.csv")
+        assert outcome.code == 6, outcome.err
+        names(outcome.err, "file/table.csv", "no folder")
+
+
 def test_only_filters_are_said_to_be_loosened(nucleate: Run, tmp_path: Path) -> None:
     (tmp_path / "mixed.cif").write_text(BAD_CIFS["disordered"][0])
     outcome = nucleate("data", "prepare", "mixed.cif", "prepared")

@@ -50,12 +50,14 @@ def score(
 ) -> None:
     """Score crystals: value, status and reason for each."""
     from nucleate.scoring import score
-    from nucleate.structures.writing import write_table
+    from nucleate.structures.writing import check_place, write_table
 
-    if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
-        raise InputError(
-            f"{out}: no table format has this extension.", fix="End the name in .csv or .jsonl."
-        )
+    if out is not None:
+        if out.suffix.lower() not in (".csv", ".jsonl"):
+            raise InputError(
+                f"{out}: no table format has this extension.", fix="End the name in .csv or .jsonl."
+            )
+        check_place(out)
     values = console.assignments(settings or ()) | ({"relax": True} if relax else {})
     with console.err().status("scoring") as status:
         rows = score(

@@ -62,6 +62,23 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             temporary.unlink(missing_ok=True)
 
 
+def check_place(path: str | Path) -> None:
+    """Refuse a file or folder that can't be written, before the work whose result it is to hold.
+
+    Raises:
+        StorageError: no permission, or a file where a folder would have to be.
+    """
+    place = Path(path).absolute()
+    folder = place if place.is_dir() else next(p for p in place.parents if p.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        why = "you may not write there" if folder.is_dir() else "it is no folder"
+        raise StorageError(
+            f"{path} can't be written.",
+            f"{folder}: {why}.",
+            "Choose a folder that you may write to.",
+        )
+
+
 def follow_umask(path: Path) -> None:
     """Give a file the permissions of a newly made one, where a library has set narrower ones."""
     umask = os.umask(0)
