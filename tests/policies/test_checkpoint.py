@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,3 +154,14 @@ except StorageError as error:
     assert done.stdout.startswith("refused: can't write")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     load_policy(folder)
+
+
+def test_the_card_of_the_shipped_model_is_that_of_its_files():
+    folder = resolve("base")
+    metadata = json.loads((folder / CARD).read_text())["metadata"]
+    text = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(np.load(folder / 'formulas.npy')):,} reduced formulas" in text
+    assert f"{metadata['data_crystals']:,} training crystals" in text
+    tested = metadata["test_nats_per_crystal"]["all"]
+    assert f"{metadata['test_crystals']:,} crystals, the shipped weights: {tested:.2f} nats" in text
+    assert sha256(folder / WEIGHTS) == json.loads((folder / CARD).read_text())["weights_sha256"]
