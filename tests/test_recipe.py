@@ -280,6 +280,12 @@ def test_elements_denied_down_to_none() -> None:
         load_recipe("stability", ["condition.elements.allow=[Fe]", "condition.elements.deny=[Fe]"])
 
 
+def test_an_empty_file_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml is empty"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
 def test_unknown_recipe() -> None:
     with pytest.raises(InputError, match="'stability'"):
         load_recipe("stabilty")

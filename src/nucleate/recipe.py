@@ -452,6 +452,12 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             "It is neither built in nor a .yaml file.",
             did_you_mean(str(name_or_path), built_in),
         )
+    if not text.strip():
+        raise RecipeError(
+            f"{source} is empty.",
+            "A run of nothing but defaults is that of the recipe stability.",
+            "Write the recipe again, or name stability.",
+        )
     recipe = load_settings(Recipe, text, source, overrides)
     check_properties(recipe.objective, source, base=path.parent)
     return with_absolute_paths(recipe, source, base=path.parent)

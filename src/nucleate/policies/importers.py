@@ -272,7 +272,8 @@ def _write(out_dir: Path, network: PublishedTransformer, metadata: dict[str, Any
         workplace = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
         try:
             folder = workplace / out_dir.name
-            save_policy(PublishedPolicy(network, metadata), folder)
+            policy = PublishedPolicy(network, metadata)  # type: ignore[arg-type]
+            save_policy(policy, folder)
             folder.replace(out_dir)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
