@@ -74,7 +74,7 @@ def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
             "novelty is measured against the formulas that the policy was trained on",
             f"copy {FORMULAS} from the folder of the base model",
         )
-    return FormulaIndex.load(path, str(policy.metadata.get("data", "training set")))
+    return FormulaIndex.load(path, f"formulas of {policy.metadata.get('data', 'the training set')}")
 
 
 # tuning -------------------------------------------------------------------------------------
