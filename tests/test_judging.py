@@ -55,7 +55,7 @@ def test_results_state_the_condition_of_the_call(models, potential, tmp_path):
     assert [e.summary["settings"]["extra"]["seed"] for e in result.evaluations] == [1, 2]
     assert result.comparison["tuned"]["settings"]["extra"]["seeds"] == [1, 2]
     assert "seed" not in result.comparison["tuned"]["settings"]["extra"]
-    assert "novel against: formulas of the training set" in result.markdown
+    assert "novel against: formulas of none" in result.markdown
     assert "Drawn with space groups 221; max atoms 8" in result.markdown
     assert "coordinate temperature 0.3" in result.markdown and "unrelaxed" in result.markdown
     written = json.loads((tmp_path / "out" / "judged-1.json").read_text())

@@ -103,7 +103,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr("nucleate.scoring.score", works)
-    monkeypatch.setattr("nucleate.design.sample", works)
+    monkeypatch.setattr("nucleate.samples.sample", works)
     monkeypatch.setattr("nucleate.judging.judge", works)
     (tmp_path / "file").write_text("mine")
     for arguments in (("score", nacl), ("sample", "base"), ("evaluate", nacl)):
