@@ -14,7 +14,14 @@ from ase.io import read
 from made_up import MadeUpPotential
 from nucleate import design, results
 from nucleate.cli.tuning import show_run
-from nucleate.errors import CheckpointError, ConstraintError, InputError, NucleateError, RecipeError
+from nucleate.errors import (
+    CheckpointError,
+    ConstraintError,
+    InputError,
+    NucleateError,
+    RecipeError,
+    UnscoredError,
+)
 from nucleate.evaluation.best import select_best
 from nucleate.execution.local import ProcessPool
 from nucleate.objectives.objective import Objective
@@ -28,6 +35,7 @@ from nucleate.structures.formulas import FormulaIndex
 from tiny import tiny_policy
 
 DALTON_PER_A3 = 1.66053907  # g/cm³
+PRICE = "price_USD_per_kg"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_the_whole_job(model, tmp_path, capsys):
         table = pd.read_csv(path / "evaluation" / f"{name}.csv")
         assert len(table) == 10
         judged = table["score_status"] == "ok"
-        assert judged.any() and table["e_above_hull"][judged].notna().all()
+        assert judged.any() and table["e_above_hull_eV_per_atom"][judged].notna().all()
         summary = json.loads((path / "evaluation" / f"{name}.json").read_text())
         assert "chgnet" in json.dumps(summary)
     results = pd.read_csv(path / "evaluation" / "results.csv")
@@ -215,7 +223,7 @@ def test_nothing_that_the_run_has_computed_is_computed_again(
         recipe(model, tmp_path, **STABLE, seed=0),
         on_stage=lambda line: asked.update({line.split(" crystals of the ")[-1]: potential.asked}),
     )
-    ended = asked["tuning ended: 1 steps done"]
+    ended = asked["tuning ended: 1 step done"]
     tried = asked["tuning"]  # in the dry run
     counts = [summary(path, name)["funnel"]["scored"] for name in ("base-0", "tuned-0")]
     assert ended - tried == counts[0] > 3
@@ -255,7 +263,7 @@ def test_the_judge_relaxes_as_the_evaluation_says_whatever_the_objective_does(
     assert set(pd.read_csv(path / "evaluation" / "results.csv")["crystals"]) == {word}
     # with this potential every crystal relaxes to the same energy
     table = pd.read_csv(path / "evaluation" / "tuned-0.csv", keep_default_na=False, na_values=[""])
-    energies = table["energy_per_atom"].dropna()
+    energies = table["energy_eV_per_atom"].dropna()
     assert len(energies) > 3
     assert (energies.max() + 4.0 < 0.01) == relax
 
@@ -277,7 +285,8 @@ def test_the_best_crystals_are_those_of_all_seeds(model, tmp_path, potential, mo
     assert set(table["set"]) == {"tuned-3", "tuned-4"}
     # the objective asks for the judge's own energies: nothing more is needed for rewards
     (term,) = recipe(model, tmp_path, **sections).objective.terms
-    np.testing.assert_allclose(table["reward"], term.shaping(table["e_above_hull"].to_numpy()))
+    energies = table["e_above_hull_eV_per_atom"].to_numpy()
+    np.testing.assert_allclose(table["reward"], term.shaping(energies))
     assert table["rank"].tolist() == list(range(1, len(table) + 1))
 
 
@@ -309,7 +318,8 @@ def test_the_best_crystals_are_those_of_the_whole_run_too(model, tmp_path, poten
     said: list[str] = []
     path = design.tune(recipe(model, tmp_path, **sections), on_stage=said.append)
     table = pd.read_csv(path / "crystals" / "crystals.csv", keep_default_na=False)
-    assert set(table["set"]) == {"run", "tuned-0"} and table["e_above_hull"].ne("").all()
+    assert set(table["set"]) == {"run", "tuned-0"}
+    assert table["e_above_hull_eV_per_atom"].ne("").all()
     of_run = table[table["set"] == "run"].astype({"step": int})
     assert set(of_run["step"]) <= {0, 1} and not of_run["formula"].duplicated().any()
     assert (of_run["relaxed"] == relaxed).all()
@@ -470,10 +480,11 @@ def test_a_trade_off_is_tracked_compared_and_survives_interruption(model, tmp_pa
     assert compared["n"] == 16
     for side in ("base", "tuned"):
         table = pd.read_csv(path / "evaluation" / f"objective-{side}-0.csv", keep_default_na=False)
-        ok = table[table["status"] == "ok"].astype({"density": float, "price": float})
+        ok = table[table["status"] == "ok"]
+        density, price = (ok[key].astype(float) for key in ("density_g_per_cm3", PRICE))
         front = compared["pareto"][side]["front"]
         for row in front:  # nothing is denser and cheaper
-            better = (ok["density"] > row["values"][0]) & (ok["price"] < row["values"][1])
+            better = (density > row["values"][0]) & (price < row["values"][1])
             assert not better.any()
         assert len(front) == compared["pareto"][side]["size"] > 0
     assert "| hypervolume |" in (path / "evaluation" / "results.md").read_text()
@@ -503,6 +514,26 @@ def test_a_property_that_can_not_work_ends_a_run_before_it_begins(model, tmp_pat
     ):
         design.tune(recipe(model, tmp_path, **STABLE | {"objective": {"terms": [term]}}))
     assert not (tmp_path / "dense").exists()
+
+
+def test_a_run_that_could_score_nothing_ends_as_an_error_and_is_kept(model, tmp_path, potential):
+    (tmp_path / "none.py").write_text(
+        "def none(structures):\n    return [None] * len(structures)\n"
+    )
+    term = {
+        "property": f"{tmp_path}/none.py:none",
+        "shaping": {"type": "linear", "low": 0, "high": 1},
+    }
+    sections = {"objective": {"terms": [term]}, "budget": {"batch_size": 12, "steps": 3}}
+    potential.pool = ProcessPool(1, potential=None)
+    path = tmp_path / "dense"
+    asked = recipe(model, tmp_path, **sections)
+    for begin in (lambda: design.tune(asked), lambda: design.resume(path)):
+        with potential.pool, pytest.raises(UnscoredError) as caught:
+            begin()
+        assert str(path) in caught.value.what
+        assert "of 12 crystals: unsupported: none gave no value" in caught.value.why
+        assert (path / "run.sqlite").is_file() and not (path / "model").exists()
 
 
 def test_a_property_that_can_not_be_made_leaves_no_folder(model, tmp_path, potential):

@@ -33,6 +33,12 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_after(code) == set()
 
 
+def test_the_package_is_the_command() -> None:
+    command = [sys.executable, "-m", "nucleate", "--version"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout == f"nucleate {nucleate.__version__}\n"
+
+
 def test_importing_opens_no_socket_and_touches_no_file() -> None:
     code = (
         "import sys\n"

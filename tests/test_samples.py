@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from nucleate.errors import ConstraintError
 from nucleate.recipe import Recipe
 from nucleate.samples import SAMPLE_CHUNK, condition_from_recipe, default_condition, sample
 from tiny import condition, tiny_policy
@@ -42,3 +44,5 @@ def test_cells_are_no_larger_than_the_recipe_says():
     tighter = asked.condition.model_copy(update={"max_atoms": 3})
     held = condition_from_recipe(asked.model_copy(update={"condition": tighter}), policy)
     np.testing.assert_array_equal(np.flatnonzero(held.space_groups), [2, 225])
+    with pytest.raises(ConstraintError, match="62 has no crystal with 1 atom\n"):
+        condition(62, max_atoms=1)

@@ -12,6 +12,7 @@ What the command line does is here, callable from Python::
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 from nucleate.algorithms.loop import Loop
 from nucleate.allocator import keep_memory
 from nucleate.config import dotted
-from nucleate.errors import CheckpointError, NucleateError
+from nucleate.errors import CheckpointError, NucleateError, UnscoredError, counted
 from nucleate.evaluation.judge import Energies
 from nucleate.evaluation.outcome import write_front
 from nucleate.execution.local import PooledPotential, ProcessPool, available_cores
@@ -32,9 +33,16 @@ from nucleate.execution.settings import ClusterSettings
 from nucleate.objectives.dry_run import CRYSTALS, dry_run
 from nucleate.objectives.objective import Objective
 from nucleate.physics.potentials import get_potential
-from nucleate.policies.checkpoint import WEIGHTS, load_policy, resolve, save_policy, sha256
+from nucleate.policies.checkpoint import (
+    FORMULAS,
+    WEIGHTS,
+    load_policy,
+    resolve,
+    save_policy,
+    sha256,
+)
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.protocols import Potential
+from nucleate.protocols import Potential, Status
 from nucleate.readiness import checked, find_device
 from nucleate.recipe import Recipe, load_recipe
 from nucleate.report.data import CRYSTALS_FOLDER
@@ -51,8 +59,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from nucleate.execution.cluster import ClusterPool
+    from nucleate.store.experience import ExperienceStore
 
-FORMULAS = "formulas.npy"
 MODEL_FOLDER = "model"
 CLUSTER_FOLDER = "cluster"
 DRY_RUN_SEEDS = 2_000_003
@@ -72,7 +80,8 @@ def training_formulas(policy: WyckoffPolicy, folder: Path) -> FormulaIndex:
         raise CheckpointError(
             f"{folder} has no {FORMULAS}",
             "novelty is measured against the formulas that the policy was trained on",
-            f"copy {FORMULAS} from the folder of the base model",
+            f"copy {FORMULAS} from the folder of the model it comes from; a published checkpoint "
+            "gets one by nucleate import with --data",
         )
     return FormulaIndex.load(path, f"formulas of {policy.metadata.get('data', 'the training set')}")
 
@@ -130,6 +139,7 @@ def tune(
     Raises:
         NucleateError: what the recipe asks for can't work. No folder is left if that was found
             before the first step.
+        UnscoredError: no crystal could be scored; the run's folder says why.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -284,6 +294,8 @@ def _tune(
         screen.close()
         say(f"tuning ended: {reason}")
         run.update_manifest(ended=reason, spent=[asdict(entry) for entry in store.spending()])
+        if loop.step and not loop.answered:
+            raise _unscored(run, store)
         tuned = {
             "run": run.path.name,
             "steps": loop.step,
@@ -304,6 +316,23 @@ def _tune(
         objective.close()
     if recipe.output.report:
         say(f"report: {build_report(run.path)}")
+
+
+def _unscored(run: RunDirectory, store: ExperienceStore) -> UnscoredError:
+    """The error of a run that never had a score, nor the no of a filter, with what it met most."""
+    table = store.crystals()
+    ends = list(zip(table["status"], table["reason"], strict=True))
+    kinds = Counter((status, reason.partition(":")[0]) for status, reason in ends)
+    unasked = (Status.INVALID.value, Status.FILTERED.value)
+    asked = {kind: n for kind, n in kinds.items() if kind[0] not in unasked}
+    ((kind, count),) = Counter(asked or kinds).most_common(1)
+    first = next(f"{s}: {reason}" for s, reason in ends if (s, reason.partition(":")[0]) == kind)
+    return UnscoredError(
+        f"No crystal of the run {run.path} could be scored.",
+        f"The most frequent reason, of {count:,} of {counted(len(ends), 'crystal')}: {first}",
+        "Mend the recipe or what its properties need, try it with nucleate check --dry-run, and "
+        f"start a new run. All reasons: nucleate report {run.path}",
+    )
 
 
 def _cache(recipe: Recipe, run: RunDirectory) -> AbstractContextManager[EvaluationCache | None]:

@@ -72,6 +72,18 @@ class MissingDependencyError(NucleateError):
     exit_code = 7
 
 
+class UnscoredError(NucleateError):
+    """No crystal of a whole run could be scored; to go on with it is of no use."""
+
+    exit_code = 8
+
+
+def counted(number: float, what: str) -> str:
+    """A number with its noun, ``1 step``, ``2,000 steps`` or ``0.5 minutes``."""
+    text = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    return f"{text} {what}" if number == 1 else f"{text} {what}s"
+
+
 def cause(error: OSError | ValueError) -> str:
     """Why a file can't be used, without the number of the error and the name again."""
     if isinstance(error, UnicodeDecodeError):

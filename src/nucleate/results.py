@@ -23,6 +23,7 @@ from nucleate.screen.settings import StableStage
 from nucleate.store.packing import unpack_batch
 from nucleate.store.rundir import RunDirectory
 from nucleate.structures.formulas import FormulaIndex
+from nucleate.structures.writing import column_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +107,9 @@ def judge_both(
             if wanted:
                 say(f"the objective on {wanted} crystals of the {name} model, seed {seed}")
                 table = outcome(objective, drawn, wanted)
-                comparison.write_table(table, folder / f"objective-{name}-{seed}.csv")
+                units = {n: column_name(n, p.unit) for n, p in objective.properties.items()}
+                written = table.rename(columns=units)
+                comparison.write_table(written, folder / f"objective-{name}-{seed}.csv")
                 outcomes[name].append(table)
     compared = comparison.compare(evaluations["base"], evaluations["tuned"])
     if wanted:

@@ -23,10 +23,9 @@ import numpy as np
 import torch
 
 from nucleate.config import Settings, load_settings, option, read_text
-from nucleate.design import FORMULAS
 from nucleate.errors import CheckpointError, InputError, RecipeError, did_you_mean
 from nucleate.models import model_folder
-from nucleate.policies.checkpoint import build_policy, load_policy
+from nucleate.policies.checkpoint import FORMULAS, build_policy, load_policy
 from nucleate.policies.pretraining import Pretraining, PretrainingConfig
 from nucleate.policies.published import PublishedConfig
 from nucleate.policies.published_policy import PublishedPolicy
@@ -234,27 +233,15 @@ def _card(
     command: Sequence[str] | None,
 ) -> dict[str, Any]:
     """What a model says of its origin."""
-    histogram = data.space_group_histogram()
     return {
-        "space_groups": {int(g) + 1: int(histogram[g]) for g in np.flatnonzero(histogram)},
-        "data": data.path.name,
-        "data_sha256": data.digest,
-        "data_crystals": len(data),
-        "data_filters": data.meta.get("filters", {}),
-        "data_sources": data.meta.get("sources", []),
-        "data_labels": _labels(data),
+        **data.card(),
         "validation": held_out.path.name,
         "validation_sha256": held_out.digest,
-        "validation_labels": _labels(held_out),
+        "validation_labels": held_out.label_card(),
         "settings": settings.model_dump(mode="json"),
         "command": list(sys.argv if command is None else command),
         "versions": _versions(),
     }
-
-
-def _labels(data: TokenDataset) -> dict[str, Any]:
-    """Where the labels of prepared crystals come from: counts by label, and the table's hash."""
-    return {"counts": data.meta.get("label_counts", {}), "table": data.meta.get("label_table")}
 
 
 def _versions() -> dict[str, str]:

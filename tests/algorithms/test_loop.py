@@ -432,13 +432,13 @@ def test_time_is_a_budget(tmp_path):
     with begin(tmp_path / "run", settings) as run:
         loop = make(run, settings)
         loop.seconds = 59.999999
-        assert loop.run() == "1 minutes passed"
+        assert loop.run() == "1 minute passed"
         assert loop.step == 1
         loop.objective.close()
         again = make(run, settings)
         assert again._resumed_tokens is not None
         again._submit = None  # what was drawn ahead is not paid for once time is over
-        assert again.run() == "1 minutes passed"
+        assert again.run() == "1 minute passed"
         assert again.step == 1
 
 

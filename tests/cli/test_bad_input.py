@@ -139,6 +139,8 @@ def test_labels_from_a_table_of_scores(nucleate: Run, tmp_path: Path) -> None:
     lone = nucleate("data", "prepare", "crystals.csv", "prepared", "--label", "e_hull=density")
     assert lone.code == 2
     names(lone.err, "--labels")
+    plain = nucleate("data", "prepare", "crystals.csv", "plain")
+    assert "e_hull: 1 from the source, 1 unknown" in plain.out
     outcome = nucleate(*prepare, "--label", "e_hull=density")
     assert outcome.code == 0, outcome.err
     assert "e_hull: 1 from the source, 1 from the table, 0 unknown" in outcome.out

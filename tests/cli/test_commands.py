@@ -15,6 +15,9 @@ import yaml
 from commands_under_test import Outcome
 
 import nucleate as nucleate_package
+from nucleate import design
+from nucleate.errors import NucleateError, StorageError, UnscoredError
+from nucleate.recipe import load_recipe
 
 Run = Callable[..., Outcome]
 
@@ -173,6 +176,28 @@ def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source},
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "offered"), [(StorageError("full disk"), True), (UnscoredError("no score"), False)]
+)
+def test_going_on_is_offered_where_it_can_work(
+    nucleate: Run, monkeypatch: pytest.MonkeyPatch, error: NucleateError, offered: bool
+) -> None:
+    def fail(path: object, on_run: Callable[[Path], None] | None = None, **_: object) -> None:
+        Path("runs/mine").mkdir(parents=True, exist_ok=True)
+        if on_run is not None:
+            on_run(Path("runs/mine"))
+        raise error
+
+    monkeypatch.setattr(design, "tune", fail)
+    monkeypatch.setattr(design, "resume", fail)
+    monkeypatch.setattr(design, "recipe_of_run", lambda _: load_recipe("stability"))
+    begun = nucleate("tune", "stability")
+    assert begun.code == error.exit_code
+    assert ("go on with: nucleate tune --resume runs/mine" in begun.err) == offered
+    again = nucleate("tune", "--resume", "runs/mine")
+    assert again.code == error.exit_code and "go on with" not in again.err
 
 
 def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, model: Path) -> None:

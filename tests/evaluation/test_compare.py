@@ -97,7 +97,7 @@ def test_markdown_names_hull_potential_denominator_and_methods(
 ) -> None:
     text = to_markdown(compare([judged], [judged]))
     for words in (
-        "8 samples each",
+        "8 samples each (1 seed);",
         "chgnet",
         "strict",
         "Newcombe",

@@ -33,13 +33,15 @@ def test_only_phases_on_the_hull_are_kept():
     np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-def test_references_are_the_lowest_elements_and_fallbacks_are_named():
+def test_references_are_the_lowest_elements_and_fallbacks_are_named(caplog):
     phases = table(["Na", "Na", "NaCl", "KCl"], [-1.0, -1.5, -3.0, -3.0], formation=False)
     hull = hull_from_phases(phases, CARD, fallback={"Cl": -2.0, "Na": -9.0}, fallback_source="lent")
     np.testing.assert_allclose(hull.references, [-1.5, -2.0])
     assert hull.card.reference_exceptions == {"Cl": "lent"}
-    assert "1 phases" in hull.card.notes[0]
-    assert "K" in hull.card.notes[0]
+    note = "1 phase of 4 left out, as there is no reference energy of K"
+    assert hull.card.notes == [note]
+    (told,) = caplog.messages
+    assert told.startswith(note) and "can't be placed" in told and "--fallback" in told
     value, _ = hull.e_above_hull(["NaCl"], [-3.0])
     assert value[0] == pytest.approx(0.0)
 
@@ -54,6 +56,12 @@ def test_isotopes_are_their_element():
 def test_nothing_left_and_wrong_scheme():
     with pytest.raises(InputError, match="no phase is left"):
         hull_from_phases(table(["NaCl"], [-3.0], formation=False), CARD)
+    elements = table(["Na", "NaCl", "NaBr"], [-1.0, -3.0, -3.0], formation=False)
+    with pytest.raises(InputError, match=r"no compound(.|\n)*of Cl, Br(.|\n)*--fallback"):
+        hull_from_phases(elements, CARD, fallback={})
+    assert len(hull_from_phases(table(["Na"], [-1.0], formation=False), CARD)) == 1
+    with pytest.raises(InputError, match="--references"):
+        hull_from_phases(elements, CARD, references={"Na": -1.0})
     with pytest.raises(InputError, match="legacy"):
         hull_from_phases(table(["NaCl"], [-3.0]), dataclasses.replace(CARD, correction="legacy"))
 

@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from pymatgen.core import Lattice, Structure
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from nucleate.design import training_formulas
 from nucleate.errors import CheckpointError, InputError, RecipeError, StorageError
 from nucleate.policies import checkpoint, importers
-from nucleate.policies.checkpoint import CARD, WEIGHTS
+from nucleate.policies.checkpoint import CARD, WEIGHTS, load_policy
 from nucleate.policies.compatible import token_log_prob
 from nucleate.policies.importers import import_crystalformer, infer_config
 from nucleate.policies.published import PublishedConfig, PublishedTransformer
+from nucleate.structures.parsing import RawRecord, to_cell
+from nucleate.structures.preparation import prepare
 
 if TYPE_CHECKING:
     from conftest import Reference
 
+SITES = [[0.0] * 3, [0.5] * 3]
 SMALL = {"n_max": 8, "key_size": 8, "coordinate_components": 4}
 
 
@@ -48,6 +53,25 @@ def test_imported_folder_gives_the_original_log_probability(
         parts = token_log_prob(network, *small.inputs(), lattice)
     for part, wanted in small.log_prob().items():
         np.testing.assert_allclose(parts[part], wanted, rtol=0, atol=2e-5)
+
+
+def test_with_its_data_a_checkpoint_can_be_tuned(pickled: Path, tmp_path: Path) -> None:
+    import_crystalformer(pickled, tmp_path / "alone", **SMALL)
+    with pytest.raises(CheckpointError, match="--data"):
+        training_formulas(load_policy(tmp_path / "alone"), tmp_path / "alone")
+    salts = [to_cell(Structure(Lattice.cubic(4.1), ["Cs", x], SITES)) for x in ("Cl", "Br", "Cl")]
+    prepare([RawRecord("cell", cell, f"{i}") for i, cell in enumerate(salts)], tmp_path / "data")
+    import_crystalformer(pickled, tmp_path / "whole", tmp_path / "data", **SMALL)
+    policy = load_policy(tmp_path / "whole")
+    known = training_formulas(policy, tmp_path / "whole")
+    assert known.source == "formulas of data" and len(known) == 2
+    found = [Structure(Lattice.cubic(3.0), ["Br", "Cs"], SITES), None]
+    assert known.known_formula(found).tolist() == [True, False]
+    assert policy.training_space_groups()[221] == 1
+    assert policy.metadata["data_crystals"] == 3 and policy.metadata["source"]
+    with pytest.raises(InputError, match="prepared"):
+        import_crystalformer(pickled, tmp_path / "none", tmp_path / "whole", **SMALL)
+    assert not (tmp_path / "none").exists()
 
 
 def test_card_names_source_licence_and_what_was_assumed(pickled: Path, tmp_path: Path) -> None:

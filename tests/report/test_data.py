@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nucleate.errors import InputError
-from nucleate.evaluation.best import Best, write_best
+from nucleate.evaluation.best import CRYSTALS_CSV, Best, write_best
 from nucleate.evaluation.compare import compare, write_comparison, write_evaluation
 from nucleate.evaluation.summary import Evaluation
 from nucleate.report.data import (
@@ -52,6 +52,28 @@ def test_a_run_read_back_is_the_run_in_memory(
         assert (read.sun, read.new, read.hull_support) == (kept.sun, kept.new, kept.hull_support)
         composition = read.structure.composition
         assert composition.reduced_formula == kept.structure.composition.reduced_formula
+
+
+def test_a_run_of_before_columns_had_units_is_read_alike(
+    tmp_path: Path, report_data: ReportData, judged: tuple[Evaluation, Evaluation, Best]
+) -> None:
+    run = tmp_path / "stability"
+    write_run(run, report_data, judged)
+    before = load_run(run)
+    energies = set()
+    for path in (*(run / EVALUATION_FOLDER).glob("*.csv"), run / CRYSTALS_FOLDER / CRYSTALS_CSV):
+        head, _, rows = path.read_text(encoding="utf-8").partition("\n")
+        energies |= {name for name in head.split(",") if "above_hull" in name or "energy" in name}
+        old = head.replace("hull_eV_per_atom", "hull").replace("energy_eV_per", "energy_per")
+        path.write_text(f"{old}\n{rows}", encoding="utf-8")
+    named = {"e_above_hull_eV_per_atom", "e_above_hull_eV_per_atom@mp2020", "energy_eV_per_atom"}
+    assert energies == named
+    after = load_run(run)
+    assert after.e_above_hull == before.e_above_hull
+    assert after.e_above_hull["tuned"] and len(after.crystals) > 1
+    for one, other in zip(after.crystals, before.crystals, strict=True):
+        assert one.e_above_hull == other.e_above_hull
+        assert set(one.e_above_hull) == {"chgnet", "mp2020"}
 
 
 def test_sodium_nitride_is_no_missing_value(

@@ -119,8 +119,10 @@ def test_none_left_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "absent") is None
     path = write_checkpoint(tmp_path, 1, {})
     (path / "state.json").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="None of the 1"):
+    (write_checkpoint(tmp_path, 2, {}) / "state.json").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="None of the 2") as caught:
         latest_checkpoint(tmp_path)
+    assert caught.value.why.endswith("altered.") and caught.value.why.count(".; ") == 0
 
 
 def test_full_disk_keeps_the_old_ones_and_leaves_no_rest(

@@ -25,6 +25,7 @@ import torch
 
 from nucleate.algorithms.memory import Guard, NoveltyBonus, diversity
 from nucleate.algorithms.ppo import PPO
+from nucleate.errors import counted
 from nucleate.objectives.objective import Objective, ObjectiveResult, PendingScores
 from nucleate.policies.condition import Condition
 from nucleate.policies.tokens import Tokens
@@ -100,6 +101,7 @@ class Loop:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds, self.stopped = 0, 0.0, ""
         self.evaluations = self.idle = 0
+        self.answered = False
         self._next: _Submitted | None = None
         self._resumed_tokens: dict[str, Any] | None = None
 
@@ -143,20 +145,20 @@ class Loop:
         budget = self.recipe.budget
         steps = self.step + (1 if in_flight else 0)
         if budget.steps is not None and steps >= budget.steps:
-            return f"{budget.steps} steps done"
+            return f"{counted(budget.steps, 'step')} done"
         if budget.evaluations is not None:
             spent = self.objective.evaluations_spent() + in_flight
             if spent + budget.batch_size > budget.evaluations:
-                return f"{self.objective.evaluations_spent()} evaluations spent"
+                return f"{counted(self.objective.evaluations_spent(), 'evaluation')} spent"
         if budget.minutes is not None and self.seconds >= 60 * budget.minutes:
-            return f"{budget.minutes:g} minutes passed"
+            return f"{counted(budget.minutes, 'minute')} passed"
         spending = self.store.spending(self.step - 1)
         for name, limit in budget.limits.items():
             done = sum(e.evaluations for e in spending if name in (e.name, e.cost))
             asked = [(name, p.cost) for name, p in self.objective.properties.items()]
-            counted = [entry for entry in [*asked, *self.screen.costs] if name in entry]
-            if done + in_flight * len(counted) >= limit:
-                return f"{done} evaluations of {name} spent"
+            asking = [entry for entry in [*asked, *self.screen.costs] if name in entry]
+            if done + in_flight * len(asking) >= limit:
+                return f"{counted(done, 'evaluation')} of {name} spent"
         if budget.core_hours is not None:
             hours = sum(entry.seconds for entry in spending) / 3600
             if hours >= budget.core_hours:
@@ -245,7 +247,9 @@ class Loop:
             best = np.argsort(-reward, kind="stable")[:3]
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
-        if not result.answered[screened.left].any():
+        answered = bool(result.answered[screened.left].any())
+        self.answered |= answered
+        if not answered:
             why = next(iter(result.counts))
             if len(screened.left) >= HOPELESS or not screened.passed["valid"]:
                 return f"no crystal of step {self.step} could be scored: {why}"
@@ -329,6 +333,7 @@ class Loop:
             "seconds": self.seconds,
             "stopped": self.stopped,
             "idle": [self.evaluations, self.idle],
+            "answered": self.answered,
             "algorithm": self.algorithm.state_dict(),
             "bonus": self.bonus.state_dict(),
             "guard": self.guard.state_dict(),
@@ -355,6 +360,7 @@ class Loop:
             self.step, self.seconds = state["step"], state["seconds"]
             self.stopped = state["stopped"]
             self.evaluations, self.idle = state.get("idle", (0, 0))
+            self.answered = state.get("answered", True)
             self.algorithm.load_state_dict(state["algorithm"])
             self.bonus.load_state_dict(state["bonus"])
             self.guard.load_state_dict(state["guard"])

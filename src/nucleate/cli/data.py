@@ -113,9 +113,10 @@ def prepare(
         console.say(f"  {name}: {reason}")
     for name, counts in report.label_counts.items():
         if table is not None or counts["unknown"] < report.n_kept:
+            filled = "" if table is None else f"{counts['table']:,} from the table, "
             console.result(
-                f"  {name}: {counts['source']:,} from the source, {counts['table']:,} from the "
-                f"table, {counts['unknown']:,} unknown"
+                f"  {name}: {counts['source']:,} from the source, {filled}"
+                f"{counts['unknown']:,} unknown"
             )
     if report.skipped:
         console.say(f"  all of them: {report.path / 'skipped.jsonl'}")

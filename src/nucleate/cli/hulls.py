@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nucleate.cli import console
+from nucleate.errors import counted
+
+if TYPE_CHECKING:
+    from nucleate.physics.hull import Hull
 
 app = typer.Typer(help="Reference hulls for energies above hull.", no_args_is_help=True)
 
@@ -102,6 +106,7 @@ def build(
     from nucleate.physics.hull import Hull
     from nucleate.physics.hull_build import build_hull
     from nucleate.physics.relax import RelaxSettings
+    from nucleate.physics.survey import ENERGIES
 
     folder = work or out.with_name(f"{out.stem}-energies")
     lender = None if fallback is None else Hull.load(fallback)
@@ -120,9 +125,12 @@ def build(
             fallback=lender,
             progress=progress,
         )
-    written = hull.save(out)
-    console.result(f"{len(hull):,} phases of {len(hull.elements)} elements in {written}")
+    _show_written(hull, written := hull.save(out))
     console.result(f"use it with: nucleate score FILES --set hull={written}")
+    console.say(
+        f"energies of all crystals: {folder / ENERGIES}; the folder {folder} is what the command "
+        "goes on from when stopped, and may be removed"
+    )
 
 
 @app.command("import")
@@ -160,9 +168,14 @@ def import_(
         licence=licence,
         attribution=attribution,
     )
-    written = hull.save(out)
-    console.result(f"{len(hull):,} phases of {len(hull.elements)} elements in {written}")
+    _show_written(hull, hull.save(out))
     if not bool((hull.references == hull.references).all()):
         console.say(
             "it holds formation energies only: give --references to compare a potential with it"
         )
+
+
+def _show_written(hull: Hull, path: Path) -> None:
+    """How large a hull is, and where it went."""
+    size = f"{counted(len(hull), 'phase')} of {counted(len(hull.elements), 'element')}"
+    console.result(f"{size} in {path}")

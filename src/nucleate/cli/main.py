@@ -123,7 +123,3 @@ def run() -> None:
         arguments = ["--debug", *[argument for argument in arguments if argument != "--debug"]]
     signal.signal(signal.SIGTERM, _terminate)
     app(args=arguments, prog_name="nucleate")
-
-
-if __name__ == "__main__":
-    run()

@@ -155,11 +155,23 @@ def crystalformer(
         list[str] | None,
         typer.Option("--set", help="Hyper-parameter that the arrays don't show, key_size=64."),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Prepared crystals that it was trained on; tuning needs them."),
+    ] = None,
 ) -> None:
     """Convert a published CrystalFormer checkpoint; no code in the file is ever run."""
     from nucleate.policies.importers import import_crystalformer
 
-    network = import_crystalformer(checkpoint, out, **console.assignments(settings or ()))
+    sizes = console.assignments(settings or ())
+    network = import_crystalformer(checkpoint, out, data, **sizes)
     size = sum(parameter.numel() for parameter in network.parameters())
     console.result(f"{size:,} weights in {out}")
+    if data is not None:
+        console.result(f"tune it with: nucleate tune stability --set model.checkpoint={out}")
+        return
     console.result(f"sample from it with: nucleate sample {out} --space-groups 225")
+    console.say(
+        "it can't be tuned: a checkpoint doesn't say which formulas and space groups it learnt "
+        "from; for that import it with --data, a folder of nucleate data prepare"
+    )

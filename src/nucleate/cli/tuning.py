@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nucleate.cli import console
-from nucleate.errors import InputError, NucleateError
+from nucleate.errors import InputError, NucleateError, UnscoredError
 
 
 def tune(
@@ -69,8 +69,10 @@ def tune(
                 progress.expect(recipe_of_run(resume))
                 progress.run_started(resume)
                 path = go_on(resume, on_step=progress.step, on_stage=progress.stage)
-    except (KeyboardInterrupt, NucleateError):
-        if progress.path is not None and progress.path.is_dir():
+    except (KeyboardInterrupt, NucleateError) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        mendable = resume is None and not isinstance(error, UnscoredError)
+        if (stopped or mendable) and progress.path is not None and progress.path.is_dir():
             console.say(f"go on with: nucleate tune --resume {progress.path}")
         raise
     show_run(path)

@@ -147,9 +147,10 @@ def write_best(best: Best, directory: Path) -> None:
     """Write ``crystals.csv``, ``crystals.extxyz`` and one CIF each into ``cif/``.
 
     All say the rank, with which the names of the CIF files begin, the reward where it is known, and
-    the step of the run that found it. The table's ``cif`` column names the file; energies are in
-    eV/atom. Ranked files that an earlier list has left are removed.
+    the step of the run that found it. The table's ``cif`` column names the file; columns of
+    energies name their unit. Ranked files that an earlier list has left are removed.
     """
+    from nucleate.evaluation.summary import to_file
     from nucleate.structures.writing import write_cifs, write_extxyz, write_table
 
     width = max(3, len(str(len(best))))
@@ -162,7 +163,8 @@ def write_best(best: Best, directory: Path) -> None:
         {"cif": f"{CIF_FOLDER}/{path.name}", **row} for path, row in zip(paths, ranked, strict=True)
     ]
     write_extxyz(best.structures, directory / CRYSTALS_EXTXYZ, [_properties(r) for r in rows])
-    write_table(rows, directory / CRYSTALS_CSV)
+    table = [{to_file(key): value for key, value in row.items()} for row in rows]
+    write_table(table, directory / CRYSTALS_CSV)
     for left in set((directory / CIF_FOLDER).glob("[0-9][0-9][0-9]*_*.cif")) - set(paths):
         left.unlink()
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nucleate.errors import counted
 from nucleate.evaluation.intervals import (
     METHODS,
     Fraction,
@@ -22,7 +23,7 @@ from nucleate.evaluation.intervals import (
     seed_ratio,
 )
 from nucleate.evaluation.outcome import markdown
-from nucleate.evaluation.summary import pool
+from nucleate.evaluation.summary import pool, to_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,9 +199,12 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     """Human-readable table: every fraction with count, denominator and interval."""
     n = comparison["n"]
     seeds = comparison["seeds"]
+    drawn_by = counted(seeds["base"], "seed")
+    if seeds["tuned"] != seeds["base"]:
+        drawn_by += f" and {counted(seeds['tuned'], 'seed')}"
     lines = [
         (
-            f"Base against tuned, {n:,} samples each ({seeds['base']} and {seeds['tuned']} seeds); "
+            f"Base against tuned, {n:,} samples each ({drawn_by}); "
             "every denominator counts all requested samples."
         ),
         *basis(comparison),
@@ -336,6 +340,7 @@ def to_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
         flat.append(
             {
                 "quantity": row["quantity"],
+                "unit": row["unit"],
                 "hull": "",
                 "crystals": "as the objective has them",
                 "base_value": row["base"],
@@ -370,8 +375,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
-    """Write ``<name>.csv`` (one row a crystal) and ``<name>.json`` (summary)."""
-    write_table(evaluation.table, directory / f"{evaluation.name}.csv")
+    """Write ``<name>.csv`` (one row a crystal) and ``<name>.json`` (summary; eV/atom)."""
+    write_table(evaluation.table.rename(columns=to_file), directory / f"{evaluation.name}.csv")
     write_json(evaluation.summary, directory / f"{evaluation.name}.json")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucleate.evaluation.intervals import METHODS, Fraction, mean_interval
 from nucleate.protocols import Status
+from nucleate.structures.writing import column_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,30 @@ class Evaluation:
 def column(flag: str, label: str | None = None) -> str:
     """Name of the table column of ``flag`` against hull ``label`` (None: the main hull)."""
     return flag if label is None else f"{flag}@{label}"
+
+
+_IN_FILES = {
+    name: column_name(name.removesuffix("_per_atom"), "eV/atom")
+    for name in ("e_above_hull", "energy_per_atom", "formation_energy")
+}
+_IN_TABLES = {written: name for name, written in _IN_FILES.items()}
+
+
+def to_file(name: str) -> str:
+    """What a column of an evaluation table is called in a file: energies with their unit.
+
+    Example:
+        >>> to_file("e_above_hull@chgnet"), to_file("energy_per_atom"), to_file("stable")
+        ('e_above_hull_eV_per_atom@chgnet', 'energy_eV_per_atom', 'stable')
+    """
+    quantity, at, label = name.partition("@")
+    return f"{_IN_FILES.get(quantity, quantity)}{at}{label}"
+
+
+def from_file(name: str) -> str:
+    """The column that :func:`to_file` named; earlier releases wrote names without units."""
+    quantity, at, label = name.partition("@")
+    return f"{_IN_TABLES.get(quantity, quantity)}{at}{label}"
 
 
 def summarise(

@@ -51,7 +51,9 @@ class Clip(_Interval):
     @property
     def range(self) -> tuple[float, float]:
         """Lowest and highest score."""
-        return (self.low, self.high) if self.direction == "maximise" else (-self.high, -self.low)
+        if self.direction == "maximise":
+            return self.low, self.high
+        return 0.0 - self.high, 0.0 - self.low  # zero without a minus
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         """Score of values of any shape, same shape."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nucleate.errors import InputError
+from nucleate.errors import InputError, counted
 from nucleate.physics.hull import ISOTOPES, Hull
 from nucleate.physics.hull_card import HullCard
 from nucleate.physics.phases import PhaseTable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ON_HULL_TOLERANCE = 1e-8  # eV/atom
+PURE = 1 - 1e-12  # atomic fraction of an element, above which a phase is that element
 
 
 def hull_from_phases(
@@ -48,10 +49,12 @@ def hull_from_phases(
         fallback: reference energies of elements that the table lacks; each is named on the card.
         fallback_source: what the fallback energies are, for the card.
 
-    Phases with an element that has no reference energy are left out; the card says how many.
+    Phases with an element that has no reference energy are left out, which is warned of; the card
+    says how many.
 
     Raises:
-        InputError: correction schemes are mixed, or no phase is left.
+        InputError: correction schemes are mixed, no phase is left, or no compound where some were
+            left out.
     """
     if phases.correction != card.correction:
         raise InputError(
@@ -75,20 +78,25 @@ def hull_from_phases(
             if symbol not in mu:
                 mu[symbol], exceptions[symbol] = float(energy), fallback_source
     lacking = [symbol for symbol in elements if symbol not in mu]
+    left_out, fix = "", "Check that the source holds crystals with energies."
     if lacking:
-        covered = ~(fractions[:, [elements.index(symbol) for symbol in lacking]] > 0).any(axis=1)
-        notes.append(
-            f"{int((~covered).sum())} phases were left out, as there is no reference energy of "
-            f"{', '.join(lacking)}"
+        lacks = (fractions[:, [elements.index(symbol) for symbol in lacking]] > 0).any(axis=1)
+        left_out = (
+            f"{counted(int(lacks.sum()), 'phase')} of {len(lacks):,} left out, as there is no "
+            f"reference energy of {', '.join(lacking)}"
         )
-        logger.warning("hull %s: %s", card.name, notes[-1])
-        fractions, energies = fractions[covered], energies[covered]
-    if not len(energies):
+        notes.append(left_out)
+        fix = _how_to_mend(references, fallback)
+        fractions, energies = fractions[~lacks], energies[~lacks]
+    if not len(energies) or (lacking and fractions.max(axis=1).min() > PURE):
         raise InputError(
-            f"no phase is left for the hull {card.name!r}",
-            notes[-1] if lacking else "The table is empty, or no energy is finite.",
-            "Add elemental phases, or pass the reference energies of the elements.",
+            f"no {'compound' if len(energies) else 'phase'} is left for the hull {card.name!r}",
+            f"{left_out or 'No phase has a finite energy'}.",
+            fix,
         )
+    if lacking:
+        told = "%s; crystals with these elements can't be placed by the hull %s. %s"
+        logger.warning(told, left_out, card.name, fix)
     symbols = _by_atomic_number(mu)
     wide = np.zeros((len(fractions), len(symbols)))
     for j, symbol in enumerate(elements):
@@ -108,6 +116,20 @@ def hull_from_phases(
     above = e_form - everything.hull_energies(wide)
     keep = above <= card.keep_ev_per_atom + ON_HULL_TOLERANCE
     return Hull(symbols, wide[keep], e_form[keep], mu_array, card)
+
+
+def _how_to_mend(
+    references: Mapping[str, float] | None, fallback: Mapping[str, float] | None
+) -> str:
+    """Where the reference energies of further elements can come from."""
+    if references is not None:
+        return "Take references that have these elements, by --references."
+    if fallback is None:
+        return "Add phases of these elements themselves to the source."
+    return (
+        "Add crystals of these elements themselves to the source, or lend their energies from a "
+        "hull that has them, such as --fallback chgnet."
+    )
 
 
 def build_hull(
@@ -227,7 +249,7 @@ def _lowest_elements(
     fractions: np.ndarray, energies: np.ndarray, elements: Sequence[str]
 ) -> dict[str, float]:
     """The lowest energy of each element that has a phase of its own, eV/atom."""
-    pure = fractions.max(axis=1) > 1 - 1e-12
+    pure = fractions.max(axis=1) > PURE
     found: dict[str, float] = {}
     for row, energy in zip(fractions[pure], energies[pure], strict=True):
         symbol = elements[int(row.argmax())]
@@ -237,7 +259,7 @@ def _lowest_elements(
 
 def _lowest_of_each(fractions: np.ndarray, e_form: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One phase for each composition, the lowest; elements left out."""
-    compound = fractions.max(axis=1) < 1 - 1e-12
+    compound = fractions.max(axis=1) < PURE
     fractions, e_form = fractions[compound], e_form[compound]
     order = np.argsort(e_form, kind="stable")
     _, first = np.unique(np.round(fractions[order], 10), axis=0, return_index=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nucleate.physics.relax import RelaxSettings
     from nucleate.protocols import Potential
 
+ENERGIES = "energies.csv"
 LARGEST_ENERGY = 50.0  # eV/atom, beyond which an energy is the potential's failure
 REASON_CHARACTERS = 160
 
@@ -99,7 +100,7 @@ def survey(
     formulas: list[str] = []
     energies: list[np.ndarray] = []
     reasons: Counter[str] = Counter()
-    with replacing(folder / "energies.csv") as stream:
+    with replacing(folder / ENERGIES) as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("id", "formula", "energy_eV_per_atom", "reason"))
         while chunk := list(islice(entries, chunk_size)):

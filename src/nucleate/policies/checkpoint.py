@@ -23,6 +23,8 @@ from nucleate.structures.writing import follow_umask
 
 FORMAT = "nucleate-policy-1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
+FORMULAS = "formulas.npy"
+"""Formulas of the training data, beside the weights: what novelty is measured against."""
 SHIPPED = {"base": "data/models/base"}
 
 

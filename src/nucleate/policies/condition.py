@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nucleate.errors import ConstraintError, did_you_mean
+from nucleate.errors import ConstraintError, counted, did_you_mean
 from nucleate.structures import symmetry
 
 
@@ -59,7 +59,7 @@ class Condition:
         empty = np.flatnonzero((self.space_groups[1:] > 0) & (needed > self.max_atoms)) + 1
         if len(empty):
             raise ConstraintError(
-                f"space group {empty[0]} has no crystal with {self.max_atoms} atoms",
+                f"space group {empty[0]} has no crystal with {counted(self.max_atoms, 'atom')}",
                 f"its smallest Wyckoff position puts {needed[empty[0] - 1]} atoms in the cell",
                 "raise max_atoms or leave the space group out",
             )

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from nucleate.errors import CheckpointError, InputError, RecipeError, StorageError, did_you_mean
-from nucleate.policies.checkpoint import save_policy
+from nucleate.policies.checkpoint import FORMULAS, save_policy
 from nucleate.policies.haiku_pickle import Parameters, read_parameters
 from nucleate.policies.published import (
     LATTICE_NUMBERS,
@@ -33,6 +33,8 @@ from nucleate.policies.published import (
     PublishedTransformer,
 )
 from nucleate.policies.published_policy import PublishedPolicy
+from nucleate.structures.datasets import TokenDataset
+from nucleate.structures.formulas import FormulaIndex
 
 NOT_IN_SHAPES = ("n_max", "key_size", "coordinate_components", "dropout", "attention_dropout")
 SOURCE = "CrystalFormer, https://github.com/deepmodeling/CrystalFormer"
@@ -41,13 +43,20 @@ CITATION = "Z. Cao, X. Luo, J. Lv, L. Wang, arXiv:2403.15734; Z. Cao, L. Wang, a
 
 
 def import_crystalformer(
-    checkpoint: Path | str, out_dir: Path | str, **overrides: float
+    checkpoint: Path | str,
+    out_dir: Path | str,
+    data: Path | str | None = None,
+    /,
+    **overrides: float,
 ) -> PublishedTransformer:
     """Convert a checkpoint of CrystalFormer to a folder with weights and configuration.
 
     Args:
         checkpoint: ``epoch_*.pkl`` of CrystalFormer 0.4.1 or later.
         out_dir: folder to make; it must not exist, or be empty.
+        data: prepared crystals that the model was trained on, see
+            :mod:`nucleate.structures.preparation`. Their formulas and space groups, without which
+            the model can't be tuned, are written beside the weights.
         **overrides: hyper-parameters of :class:`PublishedConfig`, for a model that isn't that of
             Table S1.
 
@@ -57,12 +66,13 @@ def import_crystalformer(
     Raises:
         CheckpointError: the file is truncated, names a forbidden function, or holds other arrays
             than the network's.
-        InputError: the file can't be read, or the folder is in use.
+        InputError: the file or the data can't be read, or the folder is in use.
         RecipeError: an override is unknown or contradicts the arrays.
     """
     checkpoint, out_dir = Path(checkpoint), Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(f"{out_dir} exists.", "An import doesn't overwrite.", "Name a new folder.")
+    learnt_from = None if data is None else _opened(data)
     try:
         content = checkpoint.read_bytes()
     except OSError as error:
@@ -73,7 +83,7 @@ def import_crystalformer(
     config = infer_config(parameters, checkpoint, **overrides)
     network = PublishedTransformer(config)
     load_parameters(network, parameters, checkpoint)
-    metadata = {
+    metadata: dict[str, Any] = {
         "lattice_parameters": "lengths and angles",
         "assumed": [name for name in NOT_IN_SHAPES if name not in overrides],
         "source": {
@@ -84,8 +94,20 @@ def import_crystalformer(
             "citation": CITATION,
         },
     }
-    _write(out_dir, network, metadata)
+    formulas = None
+    if learnt_from is not None:
+        metadata |= learnt_from.card()
+        formulas = FormulaIndex(np.asarray(learnt_from.columns["formula_key"]))
+    _write(out_dir, network, metadata, formulas)
     return network
+
+
+def _opened(data: Path | str) -> TokenDataset:
+    """The crystals that a model is said to come from."""
+    crystals = TokenDataset.open(data)
+    if not len(crystals):
+        raise InputError(f"{data} holds no crystal.", fix="Name the data that were trained on.")
+    return crystals
 
 
 def infer_config(parameters: Parameters, path: Path, **overrides: float) -> PublishedConfig:
@@ -119,7 +141,7 @@ def infer_config(parameters: Parameters, path: Path, **overrides: float) -> Publ
         raise RecipeError(
             f"{path}: {attention} attention channels don't divide into heads of {key_size}.",
             "A checkpoint doesn't say how many heads it has.",
-            f"Give key_size, a divisor of {attention} (the flag --key_size it was trained with).",
+            f"Give --set key_size=..., a divisor of {attention} (its flag --key_size).",
         )
     inferred["heads"] = attention // key_size
     for name, value in inferred.items():
@@ -134,7 +156,8 @@ def infer_config(parameters: Parameters, path: Path, **overrides: float) -> Publ
         raise RecipeError(
             f"{path}: an output row has {output} numbers, not {config.output_width}.",
             "The number of von Mises components is not that of Table S1.",
-            "Give coordinate_components and lattice_components (its flags --Kx and --Kl).",
+            "Give --set coordinate_components=... and --set lattice_components=... (its flags --Kx "
+            "and --Kl).",
         )
     return config
 
@@ -145,7 +168,8 @@ def _lattice_components(output: int, path: Path) -> int:
         raise RecipeError(
             f"{path}: an output row of {output} numbers doesn't tell the lattice components.",
             f"It isn't {N_SPECIES} species and 13 numbers for each component.",
-            "Give lattice_components and coordinate_components (its flags --Kl and --Kx).",
+            "Give --set lattice_components=... and --set coordinate_components=... (its flags --Kl "
+            "and --Kx).",
         )
     return components
 
@@ -265,7 +289,12 @@ def state_dict(
     return {name: torch.tensor(array) for name, array in state.items()}
 
 
-def _write(out_dir: Path, network: PublishedTransformer, metadata: dict[str, Any]) -> None:
+def _write(
+    out_dir: Path,
+    network: PublishedTransformer,
+    metadata: dict[str, Any],
+    formulas: FormulaIndex | None,
+) -> None:
     """Write the folder beside its place and move it there, so that it is whole or absent."""
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -274,6 +303,8 @@ def _write(out_dir: Path, network: PublishedTransformer, metadata: dict[str, Any
             folder = workplace / out_dir.name
             policy = PublishedPolicy(network, metadata)  # type: ignore[arg-type]
             save_policy(policy, folder)
+            if formulas is not None:
+                formulas.save(folder / FORMULAS)
             folder.replace(out_dir)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)

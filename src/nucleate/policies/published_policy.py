@@ -62,7 +62,7 @@ class PublishedPolicy(WyckoffPolicy):
             raise CheckpointError(
                 "The policy doesn't say which space groups it learnt from.",
                 "Published checkpoints hold weights alone.",
-                "Name the space groups to sample.",
+                "Name the space groups to sample, or import it again with --data.",
             )
         return super().training_space_groups()
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nucleate.errors import InputError
 from nucleate.evaluation.best import CRYSTALS_CSV
 from nucleate.evaluation.compare import COMPARISON_JSON
+from nucleate.evaluation.summary import from_file
 from nucleate.store.rundir import LOG, MANIFEST, RECIPE
 
 if TYPE_CHECKING:
@@ -270,9 +271,10 @@ def _table(path: Path) -> pd.DataFrame:
 
     try:
         # Only empty cells are missing values: "NaN" is the formula of a sodium nitride.
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read", str(error), "Evaluate the run again.") from error
+    return table.rename(columns=from_file)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -224,14 +224,14 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             found = read_checkpoint(path)
         except CheckpointError as error:
-            skipped.append(f"{path.name}: {error.why}")
+            skipped.append(f"{path.name}: {error.why.rstrip('.')}")
             last_error = error
             continue
         return Checkpoint(found.step, found.state, found.path, tuple(skipped))
     if last_error is not None:
         raise CheckpointError(
             f"None of the {len(skipped)} checkpoints in {folder} can be used.",
-            "; ".join(skipped),
+            f"{'; '.join(skipped)}.",
             "Start the run again; its evaluations stay in run.sqlite.",
         ) from last_error
     return None

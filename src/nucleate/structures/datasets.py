@@ -191,6 +191,23 @@ class TokenDataset:
         groups = self.space_group if indices is None else self.space_group[indices]
         return np.bincount(groups, minlength=N_SPACE_GROUPS + 1)[1:]
 
+    def card(self) -> dict[str, Any]:
+        """What a model that learnt from these crystals says of them: counts, filters, hashes."""
+        histogram = self.space_group_histogram()
+        return {
+            "space_groups": {int(g) + 1: int(histogram[g]) for g in np.flatnonzero(histogram)},
+            "data": self.path.name,
+            "data_sha256": self.digest,
+            "data_crystals": len(self),
+            "data_filters": self.meta.get("filters", {}),
+            "data_sources": self.meta.get("sources", []),
+            "data_labels": self.label_card(),
+        }
+
+    def label_card(self) -> dict[str, Any]:
+        """Where the labels come from: counts by label, and the table's hash."""
+        return {"counts": self.meta.get("label_counts", {}), "table": self.meta.get("label_table")}
+
 
 def _damaged(file: Path, why: str) -> InputError:
     return InputError(
