@@ -82,7 +82,7 @@ def hull_from_phases(
     if lacking:
         lacks = (fractions[:, [elements.index(symbol) for symbol in lacking]] > 0).any(axis=1)
         left_out = (
-            f"{counted(int(lacks.sum()), 'phase')} of {len(lacks):,} left out, as there is no "
+            f"{counted(int(lacks.sum()), 'phase')} of {len(fractions):,} left out, as there is no "
             f"reference energy of {', '.join(lacking)}"
         )
         notes.append(left_out)
