@@ -57,7 +57,7 @@ class Cost:
 
 
 def one_thread() -> None:
-    """One thread, and memory that stays with the process, for all that is compared."""
+    """One thread, and memory that stays with the process, for all that it compares."""
     torch.set_num_threads(1)
     try:
         libc = ctypes.CDLL("libc.so.6")

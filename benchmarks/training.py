@@ -51,6 +51,7 @@ from nucleate.structures.wyckoff import WyckoffBatch, encode
 
 PUBLISHED_BATCH = 100
 WARM_UP_STEPS = 2  # until memory that is kept is there
+FEWEST = 1000
 MAX_SITES = 20
 
 
@@ -88,7 +89,8 @@ def train_shipped(batch: WyckoffBatch, card: dict, precision: str) -> Cost:
     policy, crystals = build_policy(card), Crystals(batch)
     config = PretrainingConfig(precision=precision)
     folder = Path(gettempdir())  # where no step writes
-    run = Pretraining(policy, crystals, crystals, folder, replace(config, epochs=10_000.0))  # type: ignore[arg-type]
+    endless = replace(config, epochs=1e6, validate_every=10**9)
+    run = Pretraining(policy, crystals, crystals, folder, endless)  # type: ignore[arg-type]
     seconds: list[float] = []
     last = [time.process_time()]
 
@@ -182,6 +184,8 @@ def main() -> None:
     config = model.network.config
     card = {"network": config.network, "config": config.to_dict(), "metadata": model.metadata}
     batch = real_crystals(options.crystals, options.count)
+    if len(batch) < FEWEST:
+        parser.error(f"{len(batch)} crystals can be used, of at least {FEWEST}: name more of them")
     crystals = Crystals(batch)
     print(
         f"{len(crystals)} crystals ({options.crystals.name}), "

@@ -138,7 +138,7 @@ def tune(
 
     Raises:
         NucleateError: what the recipe asks for can't work. No folder is left if that was found
-            before the first step.
+            before the first step, but for one with the files of a cluster's jobs.
         UnscoredError: no crystal could be scored; the run's folder says why.
     """
     if not isinstance(recipe, Recipe):

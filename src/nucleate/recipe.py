@@ -452,7 +452,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             "It is neither built in nor a .yaml file.",
             did_you_mean(str(name_or_path), built_in),
         )
-    if not text.strip():
+    if all(line.partition("#")[0].strip() in ("", "---") for line in text.splitlines()):
         raise RecipeError(
             f"{source} is empty.",
             "A run of nothing but defaults is that of the recipe stability.",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nucleate.evaluation import compare as comparison
-from nucleate.evaluation.best import RUN, best_of_run, select_best, write_best
+from nucleate.evaluation.best import RUN, best_of_run, comparable, select_best, write_best
 from nucleate.evaluation.judge import Energies, hull_cards, judge
 from nucleate.evaluation.outcome import as_scored, compare_outcomes, outcome, rewarded
 from nucleate.objectives.objective import Objective
@@ -165,7 +165,7 @@ def write_best_crystals(
         sets.insert(0, replace(judged, table=judged.table.assign(**origin, relaxed=relaxed)))
     best = select_best(sets, limit, stable=bool(stability))
     write_best(best, run.path / CRYSTALS_FOLDER)
-    n = sum(len(evaluation.table) for evaluation in samples)
+    n = sum(int(comparable(evaluation.table).sum()) for evaluation in samples)
     looked_at = {"evaluated": found.evaluated, "new_formulas": found.new, "samples": n}
     run.update_manifest(best=looked_at | {"stable": bool(stability)})
     of_run = sum(row["set"] == RUN for row in best.rows)

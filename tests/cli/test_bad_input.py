@@ -26,7 +26,13 @@ BAD_CIFS = {
     ),
     "exactly_on_one_spot": (
         NACL.replace("Cl4 Cl 0.5 0.5 0.5 1", "Cl4 Cl 0 0 0 1"),
-        "two atoms on one spot: occupancies add up to 2.0",
+        "two atoms on one spot: occupancies add up to 2",
+    ),
+    "shared_spot": (
+        NACL.replace("Na1 Na 0 0 0 1", "Na1 Na 0 0 0 0.6").replace(
+            "Cl4 Cl 0.5 0.5 0.5 1", "Cl4 Cl 0 0 0 0.6"
+        ),
+        "disordered",
     ),
     "no_atoms": ("data_x\n_cell_length_a 5\n", "lists no atoms"),
 }

@@ -152,6 +152,15 @@ def test_what_is_too_far_below_the_hull_to_be_believed_is_not_stable(judged: Eva
     assert select_best([replace(judged, table=table)], 1).rows[0]["sample"] == 3
 
 
+def test_a_set_without_rewards_comes_behind_one_with_rewards(judged: Evaluation) -> None:
+    of_run = replace(judged, name="run", table=judged.table.iloc[2:3].assign(reward=-0.5))
+    of_run = replace(of_run, structures=judged.structures[2:3])
+    best = select_best([judged, of_run], 10)
+    assert best.rows[0]["set"] == "run" and best.rows[0]["reward"] == -0.5
+    assert {row["set"] for row in best.rows[1:]} == {"base"}
+    assert all(np.isnan(row["reward"]) for row in best.rows[1:])
+
+
 def test_files_hold_what_was_judged(judged: Evaluation, tmp_path: Path) -> None:
     steps = judged.table.assign(step=np.arange(8) + 10, relaxed=True).iloc[2:3]
     of_run = replace(judged, name="run", table=steps, structures=judged.structures[2:3])

@@ -30,7 +30,7 @@ from nucleate.objectives.objective import Objective, ObjectiveResult, PendingSco
 from nucleate.policies.condition import Condition
 from nucleate.policies.tokens import Tokens
 from nucleate.policies.wyckoff import WyckoffPolicy
-from nucleate.protocols import Rollout
+from nucleate.protocols import Rollout, Status
 from nucleate.recipe import STABILITY, Recipe
 from nucleate.screen.screen import Screen, Screened
 from nucleate.screen.settings import StableStage
@@ -248,7 +248,8 @@ class Loop:
             shown = [(formulas[i], int(batch.space_group[i]), float(reward[i])) for i in best]
             self.on_step(metrics | timings | {"step": self.step, "best": shown})
         answered = bool(result.answered[screened.left].any())
-        self.answered |= answered
+        refused = any(status is Status.FILTERED for status in screened.statuses)
+        self.answered |= answered or refused
         if not answered:
             why = next(iter(result.counts))
             if len(screened.left) >= HOPELESS or not screened.passed["valid"]:

@@ -97,6 +97,16 @@ class Best:
         return len(self.structures)
 
 
+def comparable(table: pd.DataFrame) -> pd.Series:
+    """(N,) bool, the crystals of a judged set that can be among the best.
+
+    Those with a reward; where none has one the energy above hull decides, and those with an energy
+    take part, behind what has a reward.
+    """
+    rewarded = "reward" in table and table["reward"].notna().any()
+    return table["reward" if rewarded else "e_above_hull"].notna()
+
+
 def select_best(
     evaluations: Sequence[Evaluation], limit: int = 100, *, stable: bool = True
 ) -> Best:
@@ -108,10 +118,9 @@ def select_best(
     crystals the first in this order is taken, and of its formula only the first counts as new.
 
     Args:
-        evaluations: sets of crystals judged alike, such as one for each seed. Where the tables have
-            a column ``reward``, only crystals with a reward are taken; where none has one, the
-            energy decides, and only crystals that have one are taken. Columns ``step`` and
-            ``relaxed`` are added to those that lack them: no step, and what the set says.
+        evaluations: sets of crystals judged alike, such as one for each seed, of which
+            :func:`comparable` says who takes part. Columns ``step`` and ``relaxed`` are added to
+            tables that lack them: no step, and what the set says.
         limit: at most so many.
         stable: whether stability is asked for.
     """
@@ -123,23 +132,21 @@ def select_best(
     for evaluation in evaluations:
         relaxed = evaluation.summary["settings"]["relaxed"]
         origin = {"set": evaluation.name, "step": math.nan, "relaxed": relaxed}
+        origin |= {"reward": math.nan, "known": comparable(evaluation.table)}
         table = evaluation.table
         tables.append(table.assign(**{k: v for k, v in origin.items() if k not in table}))
     table = pd.concat([table.astype({"step": object}) for table in tables], ignore_index=True)
     structures = [structure for e in evaluations for structure in e.structures]
-    if "reward" not in table or table["reward"].isna().all():
-        table = table.assign(reward=math.nan)
-    known = table["reward" if table["reward"].notna().any() else "e_above_hull"].notna()
     credible = table["stable"] & (table["e_above_hull"] >= DOUBTFUL_BELOW)
     passes = table["valid"] & table["novel"] & (credible | (not stable))
-    table = table.assign(passes=passes)[table["valid"] & known]
+    table = table.assign(passes=passes)[table["valid"] & table["known"]]
     order = ["passes", "reward", "e_above_hull"]
     table = table.sort_values(order, ascending=[False, False, True], kind="stable")
     table = table[unique([structures[i] for i in table.index])[0]]
     again = table["stable_new_formula"] & table.duplicated(["formula", "stable_new_formula"])
     table = table.assign(stable_new_formula=table["stable_new_formula"] & ~again).head(limit)
     best = [structure for i in table.index if (structure := structures[i]) is not None]
-    rows = table.drop(columns="passes").to_dict("records")
+    rows = table.drop(columns=["passes", "known"]).to_dict("records")
     return Best(best, [{str(k): v for k, v in row.items()} for row in rows])
 
 

@@ -148,8 +148,8 @@ def compare_outcomes(
         _row("reward", "mean reward", "", *(said["reward"][side]["value"] for side in SIDES)),
         _row(
             "scored",
-            "passes and has a score, %",
-            "",
+            "passes and has a score",
+            "%",
             *(100 * said["scored"][side]["value"] for side in SIDES),
         ),
     ]

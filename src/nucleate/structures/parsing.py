@@ -91,9 +91,10 @@ def parse_cell(raw: RawRecord, contacts: bool = True) -> tuple[Cell | None, str]
         known = text.startswith(
             ("disordered", "no chemical", "no crystal", "no element", "no lattice")
         )
-        crowded = re.search(r"Occupancy ([\d.]+\d) exceeded", text)
-        if crowded:
-            return None, f"two atoms on one spot: occupancies add up to {crowded[1]}"
+        crowded = re.search(r"Occupancy ([\d.]*\d) exceeded", text)
+        if crowded:  # whole atoms, or shares of some
+            kind = "two atoms on one spot" if float(crowded[1]) % 1 == 0 else "disordered"
+            return None, f"{kind}: occupancies add up to {float(crowded[1]):g}"
         if "occupanc" in text and not known:
             return None, f"disordered: {text}"
         return None, text if known else f"broken {raw.kind}: {text}"

@@ -69,13 +69,16 @@ def check_place(path: str | Path) -> None:
         StorageError: no permission, or a file where a folder would have to be.
     """
     place = Path(path).absolute()
-    folder = place if place.is_dir() else next(p for p in place.parents if p.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        why = "you may not write there" if folder.is_dir() else "it is no folder"
+    try:
+        folder = place if place.is_dir() else next(p for p in place.parents if p.exists())
+        why = "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder}: you may not write there."
+        if not folder.is_dir():
+            why = f"{folder}: it is no folder."
+    except OSError as error:  # a folder that may not be searched
+        why = cause(error)
+    if why:
         raise StorageError(
-            f"{path} can't be written.",
-            f"{folder}: {why}.",
-            "Choose a folder that you may write to.",
+            f"{path} can't be written.", why, "Choose a folder that you may write to."
         )
 
 
@@ -124,7 +127,7 @@ def write_cifs(
     symprec: float | None = 0.01,
     comments: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Each crystal as a CIF of its own, and none where one of them can't be written.
+    """Each crystal as a CIF of its own, and no new one where one of them can't be written.
 
     Args:
         structures: N crystals.
@@ -146,11 +149,12 @@ def write_cifs(
     if len(set(paths)) < len(paths):
         raise ValueError("file names of crystals must differ")
     said = [""] * len(paths) if comments is None else comments
-    for index, (structure, path, comment) in enumerate(zip(structures, paths, said, strict=True)):
+    new = [path for path in paths if not path.exists()]
+    for structure, path, comment in zip(structures, paths, said, strict=True):
         try:
             write_cif(structure, path, symprec, comment)
         except StorageError:
-            for written in paths[:index]:
+            for written in new:
                 written.unlink(missing_ok=True)
             raise
     return paths
