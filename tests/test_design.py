@@ -330,7 +330,9 @@ def test_the_best_crystals_are_those_of_the_whole_run_too(model, tmp_path, poten
     good = rows[rows["status"] == "ok"].drop_duplicates("digest")
     assert manifest["best"]["evaluated"] == len(good)
     assert manifest["best"]["new_formulas"] == good["formula"].nunique() >= len(of_run)
-    assert manifest["best"]["samples"] == 16 and not manifest["best"]["stable"]
+    judged = pd.read_csv(path / "evaluation" / "objective-tuned-0.csv")
+    assert manifest["best"]["samples"] == (judged["status"] == "ok").sum() > 0
+    assert not manifest["best"]["stable"]
     assert of_run["reward"].iloc[0] == good["reward"].max()
     rows = rows.set_index(["step", "position"])
     frames = read(path / "crystals" / "crystals.extxyz", ":")
