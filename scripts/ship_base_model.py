@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from nucleate.design import FORMULAS
-from nucleate.policies.checkpoint import load_policy, save_policy
+from nucleate.policies.checkpoint import FORMULAS, load_policy, save_policy
 from nucleate.policies.pretraining import STABILITY_EDGES, negative_log_likelihood
 from nucleate.structures.datasets import TokenDataset
 

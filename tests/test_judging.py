@@ -10,9 +10,8 @@ from pymatgen.core import Lattice, Structure
 
 from made_up import MadeUpPotential
 from nucleate import judging
-from nucleate.design import FORMULAS
 from nucleate.errors import InputError
-from nucleate.policies.checkpoint import save_policy
+from nucleate.policies.checkpoint import FORMULAS, save_policy
 from nucleate.recipe import ConditionSettings
 from nucleate.structures.formulas import FormulaIndex
 from nucleate.structures.writing import write_extxyz

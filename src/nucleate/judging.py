@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from nucleate.design import FORMULAS, potential_pool, training_formulas
+from nucleate.design import potential_pool, training_formulas
 from nucleate.errors import InputError
 from nucleate.evaluation import compare as comparison
 from nucleate.evaluation.judge import Energies, hull_cards, judge
 from nucleate.evaluation.summary import Evaluation
 from nucleate.evaluation.sun import KnownCrystals
 from nucleate.models import model_folder, names_model
-from nucleate.policies.checkpoint import load_policy
+from nucleate.policies.checkpoint import FORMULAS, load_policy
 from nucleate.properties.stability import EnergyAboveHull
 from nucleate.recipe import ConditionSettings, Recipe
 from nucleate.results import JUDGING_SEEDS

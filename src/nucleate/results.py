@@ -86,6 +86,7 @@ def judge_both(
     wanted = min(settings.objective_samples, settings.samples)
     if set(objective.properties) == {STABILITY} and not objective.filters:
         wanted = 0
+    units = {name: column_name(name, p.unit) for name, p in objective.properties.items()}
     folder = run.path / EVALUATION_FOLDER
     condition = condition_from_recipe(recipe.model_copy(update={"condition": held}), policies[0])
     for seed in settings.seeds:
@@ -107,7 +108,6 @@ def judge_both(
             if wanted:
                 say(f"the objective on {wanted} crystals of the {name} model, seed {seed}")
                 table = outcome(objective, drawn, wanted)
-                units = {n: column_name(n, p.unit) for n, p in objective.properties.items()}
                 written = table.rename(columns=units)
                 comparison.write_table(written, folder / f"objective-{name}-{seed}.csv")
                 outcomes[name].append(table)

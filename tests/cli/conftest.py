@@ -41,8 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of random weights, far too small to be of use."""
     import torch
 
-    from nucleate.design import FORMULAS
-    from nucleate.policies.checkpoint import save_policy
+    from nucleate.policies.checkpoint import FORMULAS, save_policy
     from nucleate.policies.site_transformer import SiteTransformer, SiteTransformerConfig
     from nucleate.policies.wyckoff import WyckoffPolicy
     from nucleate.structures.formulas import FormulaIndex

@@ -188,12 +188,14 @@ def _said(row: Mapping[str, Any]) -> str:
 
 
 def _properties(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What an extended XYZ frame carries, units in the names."""
+    """What an extended XYZ frame carries: columns of the table, ``_`` for ``@`` in their names."""
+    from nucleate.evaluation.summary import to_file
+
     kept = {key: row[key] for key in ("rank", "reward", "set", "step", "relaxed")}
     kept |= {"formula": row["formula"], "space_group": int(row["space_group"])}
     for key, value in row.items():
         if key.startswith(("e_above_hull", "energy_per_atom")):
-            kept[f"{key}_eV_per_atom".replace("_per_atom_eV", "_eV").replace("@", "_")] = value
+            kept[to_file(key).replace("@", "_")] = value
     for key in ("stable", "novel", "new_formula", "sun", "hull_support"):
         if key in row:
             kept[key] = row[key]
