@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nucleate.errors import RecipeError
+from nucleate.objectives.combination import Combination
 from nucleate.objectives.evaluate import evaluate, evaluations_of, make_property, streams
 from nucleate.objectives.pareto import ParetoFront
 from nucleate.objectives.settings import Combine, FilterSettings, ObjectiveSettings
@@ -265,7 +266,8 @@ class Objective:
         self.store = store if store is not None else ExperienceStore(":memory:")
         self.cache = cache
         self.crystals = crystals
-        self.range = self._range()
+        self.combination = Combination(combine, [(t.shaping.range, t.weight) for t in self.terms])
+        self.range = self.combination.range
         penalty = self.range[0] if failure_penalty is None else float(failure_penalty)
         if not math.isfinite(penalty):
             raise RecipeError("failure_penalty must be a finite number.")
@@ -345,7 +347,7 @@ class Objective:
 
     def reward(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """(B,) rewards of crystals with these values, by label; NaN where one is missing."""
-        return self._combined(np.stack([term.shaping(values[term.label]) for term in self.terms]))
+        return self.combination(np.stack([term.shaping(values[term.label]) for term in self.terms]))
 
     def front(self) -> ParetoFront:
         """The Pareto front of all crystals of the store that a step has sampled, by digest."""
@@ -530,41 +532,6 @@ class Objective:
 
     # -- combination ---------------------------------------------------------------------------
 
-    def _range(self) -> tuple[float, float]:
-        low, high = (
-            np.array(ends) for ends in zip(*(t.shaping.range for t in self.terms), strict=True)
-        )
-        if self.combine in ("product", "geometric") and low.min() < 0:
-            raise RecipeError(
-                f"'{self.combine}' needs scores of 0 and more.",
-                f"A shaping here reaches {low.min():g}.",
-                "Use shapings with range [0, 1], such as 'linear' or 'sigmoid'.",
-            )
-        lowest, highest = self._combined(np.stack([low, high], axis=1))
-        return float(lowest), float(highest)
-
-    def _combined(self, shaped: np.ndarray) -> np.ndarray:
-        """Rewards (B,) from scores (T, B)."""
-        weight = np.array([term.weight for term in self.terms])[:, None]
-        combined: np.ndarray
-        match self.combine:
-            case "mean":
-                combined = shaped.mean(axis=0)
-            case "weighted":
-                combined = (weight * shaped).sum(axis=0) / weight.sum()
-            case "product":
-                combined = shaped.prod(axis=0)
-            case "min":
-                combined = shaped.min(axis=0)
-            case "geometric":
-                with np.errstate(divide="ignore"):
-                    logs = np.log(shaped)
-                combined = np.exp((weight * logs).sum(axis=0) / weight.sum())
-            case "chebyshev":
-                best = np.array([term.shaping.range[1] for term in self.terms])[:, None]
-                combined = -(weight / weight.max() * (best - shaped)).max(axis=0)
-        return combined
-
     def _combine(
         self, scores: Mapping[str, Scores], status: Sequence[Status], reason: Sequence[str]
     ) -> ObjectiveResult:
@@ -580,7 +547,7 @@ class Objective:
         ok = np.array([entry is Status.OK for entry in final_status], dtype=bool)
         reward = np.full(len(ok), self.failure_penalty)
         if ok.any():
-            reward[ok] = self._combined(np.stack([column[ok] for column in shaped.values()]))
+            reward[ok] = self.combination(np.stack([column[ok] for column in shaped.values()]))
         return ObjectiveResult(reward, dict(scores), shaped, final_status, final_reason)
 
 
